@@ -1,0 +1,152 @@
+"""Which documents are searched on and which are held out.
+
+One seeded permutation per task decides both: the search takes its head, the held-out items are its
+tail. So more items extend a smaller set, and the held-out items of a study stay what they were when
+the number of search items changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evomerge.errors import TaskError
+from evomerge.evaluation.spec import Part, TaskRequest
+
+DocIds = tuple[int, ...]
+
+
+def choose(
+    sizes: Mapping[str, int], request: TaskRequest, part: Part, holdout_items: int | None
+) -> dict[str, DocIds]:
+    """The documents of each leaf task behind a request.
+
+    Args:
+        sizes: leaf task → number of its evaluation documents, each at least 1.
+        request: how many, in which order, by which seed.
+        part: ``search``, or ``holdout`` for documents that the search part leaves over.
+        holdout_items: how many in all; ``None`` for all that are left.
+
+    Returns:
+        leaf task → positions of its documents, ascending, without repetition.
+
+    Raises:
+        TaskError: there are too few documents.
+    """
+    place = f"task {request.task}"
+    searched = _search_counts(sizes, request, place)
+    orders = {name: _order(name, size, request) for name, size in sizes.items()}
+    if part == "search":
+        return {name: _ascending(orders[name][: searched[name]]) for name in sizes}
+    left = {name: sizes[name] - searched[name] for name in sizes}
+    held_out = _holdout_counts(left, sizes, holdout_items, place)
+    return {
+        name: _ascending(_holdout_order(name, orders[name], request)[-held_out[name] :])
+        for name in sizes
+    }
+
+
+def choose_all_or_some(
+    sizes: Mapping[str, int], count: int | None, seed: int, task: str
+) -> dict[str, DocIds]:
+    """Documents of a task that nothing is searched on (a ``holdout_task``)."""
+    request = TaskRequest(task=task, items=count, seed=seed)
+    return choose(sizes, request, "search", None)
+
+
+def proportional(total: int, capacities: Sequence[int]) -> list[int]:
+    """Share ``total`` out over strata in proportion to their sizes, at least 1 each.
+
+    Largest remainders first, so that every share is within 1 of its exact proportion wherever the
+    minimum of 1 allows it.
+
+    Args:
+        total: between ``len(capacities)`` and ``sum(capacities)``.
+        capacities: the strata's sizes, each at least 1.
+    """
+    exact = [total * size / sum(capacities) for size in capacities]
+    counts = [max(1, int(share)) for share in exact]
+    while (missing := total - sum(counts)) != 0:
+        step = 1 if missing > 0 else -1
+        open_ = [
+            i
+            for i, count in enumerate(counts)
+            if (count < capacities[i] if step > 0 else count > 1)
+        ]
+        neediest = max(open_, key=lambda i: (step * (exact[i] - counts[i]), -i))
+        counts[neediest] += step
+    return counts
+
+
+def _search_counts(sizes: Mapping[str, int], request: TaskRequest, place: str) -> dict[str, int]:
+    total = sum(sizes.values())
+    wanted = request.items
+    if wanted is None:
+        return dict(sizes)
+    if wanted < 1:
+        raise TaskError.at(f"{place}: items", f"{wanted} items; write at least 1")
+    if request.order == "first":  # lm-eval's `limit`: so many of each member task, or all it has
+        return {name: min(wanted, size) for name, size in sizes.items()}
+    if wanted > total:
+        reason = f"{wanted} items, but there are {total} documents; write at most {total}"
+        raise TaskError.at(f"{place}: items", reason)
+    _check_members(wanted, sizes, f"{place}: items")
+    return dict(zip(sizes, proportional(wanted, list(sizes.values())), strict=True))
+
+
+def _holdout_counts(
+    left: Mapping[str, int], sizes: Mapping[str, int], wanted: int | None, place: str
+) -> dict[str, int]:
+    total = sum(left.values())
+    empty = [name for name, count in left.items() if count == 0]
+    if empty:
+        reason = (
+            f"the search takes all {sizes[empty[0]]} documents of {empty[0]}, none are left to "
+            "hold out; write fewer items, or name a holdout_task"
+        )
+        raise TaskError.at(place, reason)
+    if wanted is None:
+        return dict(left)
+    if not 1 <= wanted <= total:
+        reason = (
+            f"{wanted} held-out items, but the search leaves {total} documents; write 1 to "
+            f"{total}, fewer search items, or name a holdout_task"
+        )
+        raise TaskError.at(place, reason)
+    _check_members(wanted, left, f"{place}: held-out items")
+    return dict(zip(left, proportional(wanted, list(left.values())), strict=True))
+
+
+def _check_members(wanted: int, sizes: Mapping[str, int], place: str) -> None:
+    if wanted < len(sizes):
+        reason = f"{wanted} items for {len(sizes)} member tasks; write at least {len(sizes)}"
+        raise TaskError.at(place, reason)
+
+
+def _order(name: str, size: int, request: TaskRequest) -> np.ndarray:
+    if request.order == "first":
+        return np.arange(size)
+    return _generator(request.seed, name).permutation(size)
+
+
+def _holdout_order(name: str, order: np.ndarray, request: TaskRequest) -> np.ndarray:
+    if request.order == "random":
+        return order
+    # "first" says which documents are searched on; those left over are still drawn at random,
+    # as the end of a file need not be like its beginning.
+    searched = 0 if request.items is None else min(request.items, len(order))
+    rest = _generator(request.seed, name).permutation(order[searched:])
+    return np.concatenate([order[:searched], rest])
+
+
+def _generator(seed: int, task: str) -> np.random.Generator:
+    """A stream of its own per (seed, task name), whatever else is asked for."""
+    digest = hashlib.sha256(task.encode()).digest()
+    words = np.frombuffer(digest, dtype=">u4").astype(np.uint32)
+    return np.random.default_rng([seed, *(int(word) for word in words)])
+
+
+def _ascending(ids: np.ndarray) -> DocIds:
+    return tuple(sorted(int(i) for i in ids))

@@ -1,0 +1,79 @@
+"""A fixed set of items: lm-eval's requests for chosen documents, tokenised, ready for any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.evaluation import judging
+from evomerge.evaluation.judging import TaskItems
+from evomerge.evaluation.queries import Query
+from evomerge.evaluation.scores import Scores, TaskScore
+from evomerge.evaluation.spec import TaskRequest
+
+
+@dataclass(frozen=True)
+class ItemSet:
+    """Items ready to be put to any model with the same tokenizer.
+
+    Args:
+        requests: what was asked for, as it stands for this part: every metric has its filter, and
+            in the held-out part a task's name is that of its ``holdout_task``. These, with the
+            scores of these items, go to :func:`fitness` and :func:`compare`.
+        tasks: the leaf tasks.
+        groups: lm-eval groups, those made for tags included, inner ones first.
+    """
+
+    requests: tuple[TaskRequest, ...]
+    tasks: tuple[TaskItems, ...]
+    groups: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return sum(len(task.doc_ids) for task in self.tasks)
+
+    @property
+    def samples(self) -> dict[str, list[int]]:
+        """Leaf task → its documents, as ``simple_evaluate(samples=…)`` takes them."""
+        return {task.name: list(task.doc_ids) for task in self.tasks}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Leaf task → the version that its definition states."""
+        return {task.name: str(task.task.VERSION) for task in self.tasks}
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """Everything to be put to the model, task after task."""
+        return tuple(query for task in self.tasks for query in task.queries)
+
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """How many answers each query needs (more than one only where the task says so)."""
+        instances = (instance for task in self.tasks for instance in task.task.instances)
+        return tuple(instance.repeats or 1 for instance in instances)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The leaf task of each query."""
+        return tuple(task.name for task in self.tasks for _ in task.queries)
+
+    def judge(self, answers: Sequence[Sequence[Any]], *, bootstrap: int = 0) -> Scores:
+        """Scores from a model's answers.
+
+        Args:
+            answers: per query the answers to its repeats.
+            bootstrap: resamples for the standard errors of metrics that are no mean; 0 for none.
+
+        Raises:
+            TrialError: a task's own code fails on the answers.
+        """
+        scores: dict[str, TaskScore] = {}
+        start = 0
+        for task in self.tasks:
+            end = start + len(task.queries)
+            scores[task.name] = judging.judge(task, answers[start:end], bootstrap=bootstrap)
+            start = end
+        for group in self.groups:
+            scores[group.name] = judging.judge_group(group, scores)
+        return Scores(scores)

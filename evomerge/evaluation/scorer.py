@@ -1,0 +1,143 @@
+"""A live model → scores, with nothing tokenised, built or loaded in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.errors import TrialError
+from evomerge.evaluation.batching import Budget
+from evomerge.evaluation.generation import Generator
+from evomerge.evaluation.items import ItemSet
+from evomerge.evaluation.likelihood import Likelihoods
+from evomerge.evaluation.queries import Continuation, Generation, Query, Rolling, Rules, Window
+from evomerge.evaluation.scores import Scores
+
+_DEFAULT_TOKENS = {"cuda": 16384}
+_FALLBACK_TOKENS = 4096
+
+Answer = tuple[float, bool] | float | str
+
+
+class Scorer:
+    """Puts a fixed set of items to a live model, whose weights may change between calls.
+
+    Batches are planned, and their tensors made, once; :meth:`score` is the model's forward passes
+    and the tasks' own judgement of the answers.
+
+    Args:
+        model: a causal ``transformers`` model; put into evaluation mode.
+        tokenizer: the one that ``items`` were built with.
+        items: what is asked.
+        batch_tokens: tokens in one batch, padding included; the default depends on the device. It
+            shrinks by itself when memory runs out.
+        batch_size: sequences in one batch; no limit by default.
+        device: where the model takes its input; by default where its first parameter is.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: ItemSet,
+        *,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        for name, number in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name}: {number}; write at least 1")
+        model.eval()
+        self.items = items
+        where = torch.device(next(model.parameters()).device if device is None else device)
+        tokens = batch_tokens or _DEFAULT_TOKENS.get(where.type, _FALLBACK_TOKENS)
+        budget = Budget(tokens, batch_size)
+        self._owners = items.owners
+        self._repeats = items.repeats
+        self._queries = items.queries
+        self._prompts = {
+            place: query
+            for place, query in enumerate(self._queries)
+            if isinstance(query, Generation)
+        }
+        windows = [window for query in self._queries for window in _windows(query)]
+        self._likelihoods = Likelihoods(model, windows, budget, where)
+        self._generators = []
+        for rules, places in self._places_by_rules().items():
+            prompts = [self._prompts[place] for place in places]
+            generator = Generator(model, tokenizer, prompts, rules, budget, where)
+            self._generators.append((places, generator))
+
+    def score(self, *, bootstrap: int = 0) -> Scores:
+        """The model's scores, equal to ``lm_eval.simple_evaluate``'s on ``items.samples``.
+
+        Args:
+            bootstrap: resamples for the standard errors of metrics that are no mean (perplexity);
+                0 for none.
+
+        Raises:
+            TrialError: a logit is not a number, a sequence does not fit in memory, or a task's own
+                code fails on the answers; names the task.
+        """
+        return self.items.judge(self.respond(), bootstrap=bootstrap)
+
+    def respond(self) -> list[list[Answer]]:
+        """Per query of the items, the model's answers to its repeats.
+
+        Raises:
+            TrialError: a logit is not a number, or a sequence does not fit in memory.
+        """
+        answers = self._likelihood_answers()
+        for places, generator in self._generators:
+            try:
+                texts = generator.run()
+            except TrialError as error:
+                raise TrialError(f"task {self._owners[places[0]]}: {error}") from error
+            for place, text in zip(places, texts, strict=True):
+                answers[place].append(text)
+        # What cannot be answered differently was asked once, however often it is to be repeated.
+        return [
+            given * (repeats // len(given))
+            for given, repeats in zip(answers, self._repeats, strict=True)
+        ]
+
+    def _places_by_rules(self) -> dict[Rules, list[int]]:
+        """Generation rules → the queries under them, one entry per answer that may differ."""
+        places: dict[str, list[int]] = {}
+        rules: dict[str, Rules] = {}
+        for place, query in self._prompts.items():
+            key = repr(query.rules)
+            rules[key] = query.rules
+            times = self._repeats[place] if query.rules.samples else 1
+            places.setdefault(key, []).extend([place] * times)
+        return {rules[key]: found for key, found in places.items()}
+
+    def _likelihood_answers(self) -> list[list[Answer]]:
+        likelihood, greedy = self._likelihoods.run()
+        answers: list[list[Answer]] = []
+        start = 0
+        for query, owner in zip(self._queries, self._owners, strict=True):
+            end = start + len(_windows(query))
+            values = likelihood[start:end]
+            if np.isnan(values).any():
+                raise TrialError(f"task {owner}: the model's logits are not numbers (NaN)")
+            if isinstance(query, Continuation):
+                answers.append([(float(values[0]), bool(greedy[start]))])
+            elif isinstance(query, Rolling):
+                answers.append([float(values.sum())])
+            else:
+                answers.append([])
+            start = end
+        return answers
+
+
+def _windows(query: Query) -> tuple[Window, ...]:
+    if isinstance(query, Continuation):
+        return (query.window,)
+    return query.windows if isinstance(query, Rolling) else ()
