@@ -20,10 +20,8 @@ def density_problem(spec: MethodSpec, density: float, epsilon: float) -> str | N
     if not spec.sparsifies:
         return None
     if not 0 < density <= 1:
-        return (
-            f"density {density!r} is refused: the share kept lies in (0, 1]; "
-            "to leave a model out, give it weight 0"
-        )
+        hint = "1 keeps everything" if density > 1 else "to leave a model out, give it weight 0"
+        return f"density {density!r} is refused: the share kept lies in (0, 1]; {hint}"
     if spec.sparsifier != "magprune" or density == 1:
         return None
     if epsilon < 0 or density - epsilon <= 0 or density + epsilon >= 1:
@@ -162,9 +160,9 @@ def _check_level(recipe: Recipe, level: Parameters, ledger: Ledger, *, whole: bo
             continue
         if name in SHARED and not whole:
             ledger.note_at(place, "has no effect on a single model; set it for all of them")
-        for value in {value for case in cases for value in case.values}:
+        for value in dict.fromkeys(value for case in cases for value in case.values):
             if name == "density" and not 0 < value <= 1:
-                problem = density_problem(recipe.method, float(value), 0.0)
+                problem = density_problem(recipe.method, value, 0.0)
                 ledger.fault_at(place, str(problem))
             if name == "epsilon" and value < 0:
                 ledger.fault_at(place, f"epsilon {value!r} is refused: it is at least 0")

@@ -24,8 +24,19 @@ class Ledger:
 
     def __init__(self, source: Document | str) -> None:
         self._source = source
-        self.faults: list[Fault] = []
+        self._faults: list[Fault] = []
         self._notes: list[Fault] = []
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What is wrong, from the top of the file to its end."""
+        return sorted(self._faults, key=self._line)
+
+    def _line(self, fault: Fault) -> int:
+        if isinstance(self._source, str):
+            return 0
+        line, _, _ = fault.place.removeprefix(f"{self._source.file}:").partition(":")
+        return int(line) if line.isdecimal() else 0
 
     def place(self, path: Iterable[str | int]) -> str:
         """Where a key stands, as messages say it."""
@@ -41,8 +52,8 @@ class Ledger:
     def fault_at(self, place: str, problem: str) -> None:
         """Something is wrong at a place that is already in words; said once only."""
         fault = Fault(place, problem)
-        if fault not in self.faults:
-            self.faults.append(fault)
+        if fault not in self._faults:
+            self._faults.append(fault)
 
     def note_at(self, place: str, problem: str) -> None:
         """Something has no effect: a warning, once the recipe turns out to be sound."""
@@ -56,7 +67,7 @@ class Ledger:
         Raises:
             RecipeError: there are faults.
         """
-        if self.faults:
+        if self._faults:
             raise RecipeError(self.faults)
         for note in self._notes:
             warnings.warn(str(note), RecipeWarning, stacklevel=4)

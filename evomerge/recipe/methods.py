@@ -32,7 +32,7 @@ class MethodSpec:
         needs_base: it adds task vectors to a base model; otherwise it blends whole models, and a
             base model is one of them.
         sparsifier: how a task vector's elements are dropped: the smallest (``magnitude``), each
-            with the same chance (``random``), small ones rather than large ones (``magprune``), or none.
+            with the same chance (``random``), small ones sooner (``magprune``), or none.
         elects: only the elements that agree with the elected sign are summed (TIES).
         normalize: the default of ``normalize``, dividing by the sum of the weights.
         rescale: the default of ``rescale``, restoring a sparsified task vector's L1 norm.

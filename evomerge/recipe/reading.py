@@ -13,6 +13,7 @@ from evomerge.recipe.model import Module, Recipe, Slice, Source
 from evomerge.recipe.settings import read_parameters
 from evomerge.recipe.tokenizer import (
     Rename,
+    Tokenizer,
     read_reference,
     read_tokenizer,
     read_tokenizer_source,
@@ -54,8 +55,6 @@ def read_into(ledger: Ledger, data: Any, rename: Rename) -> Recipe:
     base = (
         read_reference(found["base_model"], ("base_model",), ledger) if _has_base(found) else None
     )
-    source = found.get("tokenizer_source")
-    tokenizer = found.get("tokenizer")
     recipe = Recipe(
         merge_method=method or "linear",
         base_model=base,
@@ -65,8 +64,8 @@ def read_into(ledger: Ledger, data: Any, rename: Rename) -> Recipe:
         parameters=read_parameters(found.get("parameters"), ("parameters",), ledger),
         dtype=_read_dtype(found, "dtype", ledger),
         out_dtype=_read_dtype(found, "out_dtype", ledger),
-        tokenizer_source=source and read_tokenizer_source(source, ("tokenizer_source",), ledger),
-        tokenizer=tokenizer and read_tokenizer(tokenizer, ("tokenizer",), ledger),
+        tokenizer_source=_read_source_of_tokens(found, ledger),
+        tokenizer=_read_tokenizer(found, ledger),
         chat_template=_read_text(found, "chat_template", ledger),
         name=_read_name(found, ledger),
         mask_seed=_read_seed(found, ledger),
@@ -201,6 +200,16 @@ def _read_dtype(found: Mapping[str, Any], key: str, ledger: Ledger) -> str | Non
     if name is not None and name.removeprefix("torch.") not in DTYPES:
         ledger.fault((key,), f"{shown(name)} is refused; allowed: {', '.join(DTYPES)}")
     return name.removeprefix("torch.") if name else None
+
+
+def _read_source_of_tokens(found: Mapping[str, Any], ledger: Ledger) -> str | ModelReference | None:
+    key = "tokenizer_source"
+    return read_tokenizer_source(found[key], (key,), ledger) if key in found else None
+
+
+def _read_tokenizer(found: Mapping[str, Any], ledger: Ledger) -> Tokenizer | None:
+    key = "tokenizer"
+    return read_tokenizer(found[key], (key,), ledger) if key in found else None
 
 
 def _read_text(found: Mapping[str, Any], key: str, ledger: Ledger) -> str | None:

@@ -151,6 +151,8 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
 
 def _represent_text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
     style = "|" if "\n" in data else None
+    if any(char in data for char in "\x85\u2028\u2029"):
+        style = '"'  # Line breaks to YAML 1.1, which would come back as spaces without quotes.
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
