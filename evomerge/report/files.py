@@ -1,0 +1,59 @@
+"""The files that a study keeps current beside its database."""
+
+from __future__ import annotations
+
+import time
+
+from evomerge.report.study import StudyReport
+from evomerge.search.folder import StudyFolder, write_json, write_whole
+from evomerge.search.loop import Progress
+from evomerge.search.storage import StudyStore, TrialRecord
+
+_PAUSE = 2.0  # seconds between two writings of the table, which grows with the study
+
+
+class StudyFiles:
+    """Keeps ``best.yaml`` and ``trials.csv`` current while a search runs.
+
+    Args:
+        folder: where they lie.
+        store: the study.
+    """
+
+    def __init__(self, folder: StudyFolder, store: StudyStore) -> None:
+        self._folder, self._store = folder, store
+        self._best: int | None = None
+        self._written = 0.0
+
+    def update(self, progress: Progress) -> None:
+        """Write what a finished trial has changed."""
+        best = progress.best
+        if best is not None and best.number != self._best:
+            write_best(self._folder, best, self._store.name)
+            self._best = best.number
+        if time.monotonic() - self._written >= _PAUSE:
+            self._write_trials()
+
+    def finish(self, progress: Progress) -> None:
+        """Write everything as it stands at the end."""
+        self.update(progress)
+        self._write_trials()
+        verdict = StudyReport(self._store).verdict
+        if verdict is not None:
+            write_json(self._folder.held_out, verdict.to_json())
+
+    def _write_trials(self) -> None:
+        write_trials(self._folder, StudyReport(self._store))
+        self._written = time.monotonic()
+
+
+def write_best(folder: StudyFolder, trial: TrialRecord, study: str) -> None:
+    """Replace ``best.yaml`` by a trial's recipe."""
+    what = trial.label or f"trial {trial.number}"
+    head = f"# {study}: {what}, fitness {trial.fitness:.6g} on the search items\n"
+    write_whole(folder.best, head + (trial.recipe or ""))
+
+
+def write_trials(folder: StudyFolder, report: StudyReport) -> None:
+    """Replace ``trials.csv`` by the study's table."""
+    write_whole(folder.trials, report.table().to_csv(index=False))

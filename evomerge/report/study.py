@@ -1,0 +1,176 @@
+"""A study, read: its best trial, its baselines, its table, its recipes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.errors import Fault, StudyError
+from evomerge.recipe import Recipe
+from evomerge.search.folder import ROOT, StudyFolder
+from evomerge.search.loop import best_of
+from evomerge.search.storage import StudyStore, TrialRecord, open_store
+from evomerge.search.verdict import Verdict
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def open_study(study: str | Path, storage: str | None = None) -> StudyReport:
+    """Open a study by its name, its folder, or its name in a storage elsewhere.
+
+    Args:
+        study: ``quickstart`` (in ``studies/``), a path to a study's folder, or, with ``storage``,
+            the name in that storage.
+        storage: an Optuna storage URL.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    if storage is not None:
+        return StudyReport(open_store(str(study), storage))
+    folder = _folder(study)
+    if not folder.database.is_file():
+        known = sorted(path.parent.name for path in ROOT.glob("*/study.db"))
+        listed = ", ".join(known) or "none"
+        problem = f"no study there; studies below {ROOT}/: {listed}"
+        raise StudyError([Fault(str(folder.path), problem)])
+    return StudyReport(open_store(folder.path.resolve().name, folder.url))
+
+
+def _folder(study: str | Path) -> StudyFolder:
+    path = Path(study)
+    if path.is_dir() and (path / "study.db").is_file():
+        return StudyFolder(path)
+    return StudyFolder(ROOT / path)
+
+
+class StudyReport:
+    """What a study says. Every call reads the storage as it is now.
+
+    Args:
+        store: the study.
+    """
+
+    def __init__(self, store: StudyStore) -> None:
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self._store.name
+
+    @property
+    def url(self) -> str:
+        """The Optuna storage that the study lies in."""
+        return self._store.url
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What was recorded of the study as a whole: space, provenance."""
+        return self._store.facts
+
+    @cached_property
+    def trials(self) -> list[TrialRecord]:
+        """All the trials, by number."""
+        return self._store.records()
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The fittest trial on the search items, baselines included; None while none succeeded."""
+        return best_of([trial for trial in self.trials if trial.state == "complete"])
+
+    @property
+    def best_baseline(self) -> TrialRecord | None:
+        """The fittest baseline."""
+        complete = [trial for trial in self.trials if trial.state == "complete"]
+        return best_of([trial for trial in complete if trial.kind == "baseline"])
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The held-out comparison, once the search came to its end."""
+        known = self.facts.get("verdict")
+        return Verdict.from_json(known) if known else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """State → number of trials."""
+        return dict(Counter(trial.state for trial in self.trials))
+
+    def trial(self, number: int | None = None) -> TrialRecord:
+        """A trial by its number, or the best one.
+
+        Raises:
+            StudyError: there is no such trial, or no trial that succeeded.
+        """
+        if number is None:
+            if self.best is None:
+                raise StudyError.at(self.name, f"has no successful trial yet; {self.counts}")
+            return self.best
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        raise StudyError.at(
+            self.name, f"has no trial {number}; allowed: 0 to {len(self.trials) - 1}"
+        )
+
+    def recipe(self, number: int | None = None) -> Recipe:
+        """The recipe of a trial (the best one by default).
+
+        Raises:
+            StudyError: there is no such trial, or it never got as far as a recipe.
+        """
+        trial = self.trial(number)
+        if trial.recipe is None:
+            raise StudyError.at(self.name, f"trial {trial.number} has no recipe ({trial.state})")
+        return Recipe.from_yaml(trial.recipe)
+
+    def table(self) -> pandas.DataFrame:
+        """One row per trial: state, fitness, scores, genome, seconds, reason of failure."""
+        import pandas
+
+        return pandas.DataFrame([_row(trial) for trial in self.trials])
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary that ``evomerge best --json`` prints."""
+        best, baseline, verdict = self.best, self.best_baseline, self.verdict
+        return {
+            "study": self.name,
+            "trials": self.counts,
+            "best": _trial_json(best),
+            "best_baseline": _trial_json(baseline),
+            "verdict": verdict.to_json() if verdict else None,
+        }
+
+
+def _row(trial: TrialRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "trial": trial.number,
+        "kind": trial.kind,
+        "label": trial.label or "",
+        "state": trial.state,
+        "fitness": trial.fitness,
+    }
+    for task, metrics in trial.scores.items():
+        for metric, (value, _stderr) in metrics.items():
+            row[f"score/{task}/{metric}"] = value
+    row.update(trial.genome)
+    row.update({f"seconds/{name}": value for name, value in trial.seconds.items()})
+    row["failure"] = trial.failure or ""
+    return row
+
+
+def _trial_json(trial: TrialRecord | None) -> dict[str, Any] | None:
+    if trial is None:
+        return None
+    return {
+        "trial": trial.number,
+        "kind": trial.kind,
+        "label": trial.label,
+        "fitness": trial.fitness,
+        "scores": trial.scores,
+        "genome": trial.genome,
+        "recipe": trial.recipe,
+    }

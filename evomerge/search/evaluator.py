@@ -1,0 +1,124 @@
+"""One worker's work: hold the models, merge a recipe into the live one, score it.
+
+It knows neither Ray nor Optuna; ``workers`` runs it in an actor, tests and ``evomerge evaluate``
+run it in their own process.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evomerge.checkpoints import Checkpoint
+from evomerge.evaluation import ItemSet, Scorer, Setting, TaskRequest, build_items, context_length
+from evomerge.merging import MergeEngine
+from evomerge.recipe import Recipe
+from evomerge.references import ModelReference
+from evomerge.search.pool import Job, Outcome
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class EvaluatorPlan:
+    """Everything a worker needs to know; small, and it pickles.
+
+    Args:
+        base: the model that task vectors are taken from, and whose shape and tokenizer the live
+            model has (the first model where there is no base).
+        models: the fine-tuned models.
+        has_base: whether ``base`` is a base model, or the first of the models.
+        dtype: of the live model: ``float32``, ``bfloat16``, ``float16``.
+        requests: what is scored.
+        setting: how questions are put.
+        holdout_items: how many held-out items per task; None for all that there are.
+        device: ``cpu``, ``cuda``; None for the accelerator where there is one.
+        threads: CPU threads; None leaves torch's own number.
+        trust_remote_code: whether models may bring their own code.
+    """
+
+    base: ModelReference
+    models: tuple[ModelReference, ...]
+    has_base: bool
+    dtype: str
+    requests: tuple[TaskRequest, ...]
+    setting: Setting
+    holdout_items: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    trust_remote_code: bool = False
+
+    def __call__(self) -> CandidateEvaluator:
+        """Build the evaluator; called in the worker's process."""
+        return CandidateEvaluator(self)
+
+
+class CandidateEvaluator:
+    """Merges candidates into one live model and scores them. Nothing is loaded twice.
+
+    Raises:
+        CheckpointError: a model cannot be read.
+        TaskError: a task cannot be built.
+    """
+
+    def __init__(self, plan: EvaluatorPlan) -> None:
+        import torch
+
+        if plan.threads:
+            torch.set_num_threads(plan.threads)
+        self._plan = plan
+        self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
+        self._engine = MergeEngine(
+            base if plan.has_base else None, plan.models, device=self._device
+        )
+        self._tokenizer = base.tokenizer()
+        self._model: torch.nn.Module = base.load_model(
+            dtype=getattr(torch, plan.dtype), device=self._device
+        )
+        self._model.eval()
+        self._scorers: dict[str, Scorer] = {}
+        self._scorer("search")
+
+    def run(self, job: Job) -> Outcome:
+        """Merge a job's recipe into the live model and score it on the part's items.
+
+        Raises:
+            TrialError: the merged model or its scores are not finite.
+        """
+        scorer = self._scorer(job.part)
+        recipe = Recipe.from_yaml(job.recipe)
+        began = time.perf_counter()
+        self._engine.merge_into(self._model, recipe)
+        self._synchronize()
+        merged = time.perf_counter()
+        scores = scorer.score()
+        seconds = {"merge": merged - began, "score": time.perf_counter() - merged}
+        return Outcome(job, scores=scores, seconds=seconds)
+
+    def _scorer(self, part: str) -> Scorer:
+        if part not in self._scorers:
+            items = items_of(self._plan, self._tokenizer, self._model.config, part)
+            self._scorers[part] = Scorer(self._model, self._tokenizer, items, device=self._device)
+        return self._scorers[part]
+
+    def _synchronize(self) -> None:
+        # Without it the merge's kernels would be counted as scoring time.
+        if self._device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def items_of(plan: EvaluatorPlan, tokenizer: Any, config: Any, part: str) -> ItemSet:
+    """The items of one part, ``search`` or ``holdout``: the same in every worker."""
+    return build_items(
+        plan.requests,
+        plan.setting,
+        tokenizer,
+        max_length=context_length(config, tokenizer),
+        part="holdout" if part == "holdout" else "search",
+        holdout_items=plan.holdout_items,
+    )

@@ -1,0 +1,119 @@
+"""Opening the study of a search: a new one, or the one that is to be gone on with."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.documents import read_text
+from evomerge.errors import Fault, StudyError
+from evomerge.search.folder import ROOT, StudyFolder, write_json, write_whole
+from evomerge.search.preparation import Preparation
+from evomerge.search.provenance import check_unchanged, provenance
+from evomerge.search.storage import (
+    StudyStore,
+    create_store,
+    has_study,
+    open_store,
+    quiet,
+    rename_study,
+)
+
+if TYPE_CHECKING:
+    from evomerge.space import SearchSpace
+
+DIGEST, SPACE, PROVENANCE = "digest", "space", "provenance"
+
+
+def study_folder(name: str) -> StudyFolder:
+    """Where a study's files lie: ``studies/<name>/`` below the current directory.
+
+    Raises:
+        StudyError: the name is no folder's name.
+    """
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise StudyError.at("study", f"{name!r} is no name; it becomes a folder in {ROOT}/")
+    return StudyFolder(ROOT / name)
+
+
+def set_aside(folder: StudyFolder, name: str, storage: str | None) -> str | None:
+    """Make room for a fresh study: the old one gets another name. Returns it, or None."""
+    moved = str(folder.set_aside()) if folder.database.exists() else None
+    if storage is not None and has_study(name, storage):
+        moved = f"{name}.{datetime.now():%Y%m%d-%H%M%S}"
+        rename_study(name, moved, storage)
+    return moved
+
+
+def open_for_search(
+    prepared: Preparation, folder: StudyFolder, name: str, storage: str | None
+) -> StudyStore:
+    """The study of a prepared space: created, or checked to be of the same space and models.
+
+    Args:
+        prepared: the space, checked.
+        folder: for the files (the caller holds its lock).
+        name: the study's.
+        storage: an Optuna storage URL; None is the folder's own database.
+
+    Raises:
+        StudyError: the study was made from another space or from other weights.
+    """
+    quiet()
+    url = storage or folder.url
+    if has_study(name, url):
+        store = open_store(name, url)
+        _check_same(store, prepared.space, name)
+    else:
+        store = create_store(name, url)
+    facts = store.facts
+    now = provenance(
+        prepared.checkpoints,
+        prepared.search_items.versions,
+        _seeds(prepared.space),
+        facts.get(PROVENANCE),
+    )
+    if PROVENANCE in facts:
+        check_unchanged(facts[PROVENANCE], now, name)
+    if DIGEST not in facts:
+        _record(store, folder, prepared, now)
+    return store
+
+
+def _record(
+    store: StudyStore, folder: StudyFolder, prepared: Preparation, now: dict[str, Any]
+) -> None:
+    space = prepared.space
+    store.remember(
+        **{
+            SPACE: space.model_dump_json(),
+            PROVENANCE: now,
+            "genes": [gene.name for gene in prepared.genes],
+            "items": len(prepared.search_items),
+            DIGEST: space.digest(),  # last: a study with a digest has everything else
+        }
+    )
+    write_json(folder.provenance, now)
+    write_whole(folder.space, read_text(Path(space.source), StudyError))
+
+
+def _check_same(store: StudyStore, space: SearchSpace, name: str) -> None:
+    digest = store.facts.get(DIGEST)
+    if digest in (None, space.digest()):
+        return
+    before = type(space).model_validate(json.loads(store.facts[SPACE]))
+    changes = space.describe_changes(before)
+    raise StudyError(
+        Fault(
+            f"study {name}",
+            f"was made from another space: {change}. Put it back, or begin another study "
+            "(--study NAME; --fresh sets the old one aside)",
+        )
+        for change in changes
+    )
+
+
+def _seeds(space: SearchSpace) -> dict[str, int]:
+    return {"search": space.search.seed, "masks": space.mask_seed}

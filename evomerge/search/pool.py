@@ -1,0 +1,149 @@
+"""What the search loop needs of its workers, whatever runs them.
+
+The loop hands out jobs and takes outcomes as they come. :class:`LocalPool` runs them in this
+process; ``workers.RayPool`` runs them in Ray actors.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from evomerge.errors import EvomergeError
+from evomerge.evaluation import Scores
+
+
+@dataclass(frozen=True)
+class Job:
+    """Score one recipe.
+
+    Args:
+        key: what the outcome is for: a trial's number, or the name of a finalist.
+        recipe: the recipe as YAML.
+        part: ``search`` or ``holdout``: which items.
+    """
+
+    key: int | str
+    recipe: str
+    part: str = "search"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: scores, or the reason why there are none.
+
+    Args:
+        job: the job.
+        scores: None if the job failed.
+        seconds: where the time went: ``merge``, ``score``.
+        failure: the reason, in one line; None if there are scores.
+        detail: the traceback, for the log.
+        poisoned: the worker cannot be trusted after this and must be replaced.
+    """
+
+    job: Job
+    scores: Scores | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
+    detail: str = ""
+    poisoned: bool = False
+
+
+class Evaluator(Protocol):
+    """Merges a recipe and scores it."""
+
+    def run(self, job: Job) -> Outcome:
+        """Raise for a job that cannot be done."""
+        ...
+
+
+class Pool(Protocol):
+    """Workers that take jobs one at a time."""
+
+    @property
+    def size(self) -> int:
+        """How many jobs can run at once."""
+        ...
+
+    @property
+    def busy(self) -> int:
+        """How many jobs are running."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Start a job on a free worker. Only while ``busy < size``."""
+        ...
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """The outcomes that have come in; empty after ``timeout`` seconds without one."""
+        ...
+
+    def close(self) -> None:
+        """Stop the workers; running jobs are given up."""
+        ...
+
+
+def attempt(evaluator: Evaluator, job: Job) -> Outcome:
+    """Run a job; whatever goes wrong becomes the outcome's reason."""
+    try:
+        return evaluator.run(job)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as problem:
+        return Outcome(
+            job,
+            failure=reason(problem),
+            detail=traceback.format_exc(),
+            poisoned=_poisons(problem),
+        )
+
+
+def reason(problem: BaseException) -> str:
+    """An exception in one line, for the trial's record."""
+    text = " ".join(str(problem).split())
+    if isinstance(problem, EvomergeError) and text:
+        return text
+    name = type(problem).__name__
+    if name == "OutOfMemoryError" or isinstance(problem, MemoryError):
+        return f"out of memory: {text}"[:500]
+    return (f"{name}: {text}" if text else name)[:500]
+
+
+def _poisons(problem: BaseException) -> bool:
+    # After a CUDA error other than out of memory, every later call in the process fails too.
+    fatal = type(problem).__name__ == "AcceleratorError" or "CUDA error" in str(problem)
+    return fatal and type(problem).__name__ != "OutOfMemoryError"
+
+
+class LocalPool:
+    """One worker in this process: ``submit`` takes the job, ``wait`` does it."""
+
+    size = 1
+
+    def __init__(self, make: Callable[[], Evaluator]) -> None:
+        self._make = make
+        self._evaluator: Evaluator | None = None
+        self._waiting: list[Job] = []
+
+    @property
+    def busy(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        self._waiting.append(job)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        if not self._waiting:
+            return []
+        if self._evaluator is None:
+            self._evaluator = self._make()
+        job = self._waiting[0]
+        outcome = attempt(self._evaluator, job)
+        self._waiting.pop(0)
+        return [outcome]
+
+    def close(self) -> None:
+        self._waiting.clear()
+        self._evaluator = None

@@ -1,0 +1,234 @@
+"""Everything that can be refused is refused here, before the first candidate.
+
+Opens the models (headers only), compares shapes and vocabularies, decodes a genome, builds the
+items of every task; gathers what is wrong with any of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from evomerge.checkpoints import Checkpoint, compare
+from evomerge.errors import Fault, InputError
+from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
+from evomerge.merging import layout_of
+from evomerge.recipe import Recipe, resolve
+from evomerge.search.baselines import baselines, decode
+from evomerge.search.evaluator import EvaluatorPlan, items_of
+from evomerge.search.storage import PlannedBaseline
+from evomerge.search.workers import Resources
+
+if TYPE_CHECKING:
+    from evomerge.space import Gene, SearchSpace
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A space whose models and tasks were found and fit together.
+
+    Args:
+        space: the space.
+        checkpoints: base model first, then the fine-tuned models.
+        num_layers: of the models.
+        genes: what is searched.
+        baselines: the first trials.
+        plan: what each worker builds.
+        search_items, holdout_items: the items of each part; the latter None where nothing is held
+            out, with the reason among ``notes``.
+        notes: what the user should know before the search begins.
+    """
+
+    space: SearchSpace
+    checkpoints: tuple[Checkpoint, ...]
+    num_layers: int
+    genes: tuple[Gene, ...]
+    baselines: tuple[PlannedBaseline, ...]
+    plan: EvaluatorPlan
+    search_items: ItemSet
+    holdout_items: ItemSet | None
+    notes: tuple[str, ...]
+
+    def worker_bytes(self) -> int:
+        """Memory for one worker's models: base, fine-tuned models, and the live model."""
+        resident = sum(checkpoint.nbytes for checkpoint in self.checkpoints)
+        return resident + _live_bytes(self.checkpoints[0], self.plan.dtype)
+
+
+class _Faults:
+    """Gathers faults of several steps, so that they are raised together."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self._error: type[InputError] = InputError
+
+    def gather(self, step: Any, *arguments: Any) -> Any:
+        """The step's result; None if it found faults, which are kept."""
+        try:
+            return step(*arguments)
+        except InputError as problem:
+            self.add(problem.faults, type(problem))
+            return None
+
+    def add(self, faults: Iterable[Fault], error: type[InputError]) -> None:
+        before = len(self.faults)
+        self.faults.extend(fault for fault in faults if fault not in self.faults)
+        if len(self.faults) > before:
+            self._error = error if before == 0 or self._error is error else InputError
+
+    def check(self) -> None:
+        if self.faults:
+            raise self._error(self.faults)
+
+
+def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
+    """Find the models and the tasks of a space, and check that they fit.
+
+    Args:
+        space: the space.
+        hold_out: whether the held-out items are built too.
+
+    Raises:
+        InputError: everything that is wrong, at once; its subclass if all is of one kind.
+    """
+    from evomerge.errors import CheckpointError
+
+    faults = _Faults()
+    checkpoints = _open_all(space, faults)
+    if checkpoints:
+        faults.add(faults.gather(compare, checkpoints) or (), CheckpointError)
+    faults.check()
+    base = checkpoints[0]
+    genes = faults.gather(space.genes, base.num_layers)
+    planned = faults.gather(baselines, space, base.num_layers) if genes else None
+    if genes:
+        faults.gather(_resolves, space, genes, base)
+    plan = evaluator_plan(space, base)
+    notes: list[str] = []
+    search_items, held_out = _items(plan, base, hold_out, faults, notes)
+    faults.check()
+    return Preparation(
+        space=space,
+        checkpoints=tuple(checkpoints),
+        num_layers=base.num_layers,
+        genes=tuple(genes),
+        baselines=tuple(planned),
+        plan=plan,
+        search_items=search_items,
+        holdout_items=held_out,
+        notes=tuple(notes),
+    )
+
+
+def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
+    """What each worker builds for a space."""
+    return EvaluatorPlan(
+        base=space.base_model or space.models[0],
+        models=space.models,
+        has_base=space.base_model is not None,
+        dtype=space.dtype or str(base.torch_dtype).removeprefix("torch."),
+        requests=task_requests(space),
+        setting=Setting(
+            apply_chat_template=space.apply_chat_template,
+            fewshot_as_multiturn=space.fewshot_as_multiturn,
+            system_instruction=space.system_instruction,
+            include_path=space.include_path,
+        ),
+        holdout_items=space.holdout.items if space.holdout else None,
+        trust_remote_code=space.trust_remote_code,
+    )
+
+
+def task_requests(space: SearchSpace) -> tuple[TaskRequest, ...]:
+    """The space's tasks in the evaluation room's words."""
+    return tuple(
+        TaskRequest(
+            task=task.task,
+            metric=MetricName.parse(task.metric),
+            weight=task.weight,
+            items=task.items,
+            num_fewshot=task.num_fewshot,
+            order=task.order,
+            seed=space.search.seed,
+            holdout_task=task.holdout_task,
+        )
+        for task in space.tasks
+    )
+
+
+def worker_resources(space: SearchSpace, workers: int | None = None) -> Resources:
+    """What each worker gets: the space's wishes, else one GPU each, else one core each."""
+    import torch
+
+    gpus = space.resources.gpus
+    if gpus is None:
+        gpus = 1.0 if torch.cuda.is_available() else 0.0
+    cores = os.cpu_count() or 1
+    wanted = workers or space.resources.workers
+    cpus = space.resources.cpus
+    if cpus is None:
+        cpus = max(1.0, cores // wanted) if wanted else 1.0
+    return Resources(workers=wanted, cpus=cpus, gpus=gpus)
+
+
+def with_resources(plan: EvaluatorPlan, resources: Resources) -> EvaluatorPlan:
+    """The plan with the device and the threads that the resources allow."""
+    device = "cuda" if resources.gpus > 0 else "cpu"
+    return replace(plan, device=device, threads=max(1, int(resources.cpus)))
+
+
+def _open_all(space: SearchSpace, faults: _Faults) -> list[Checkpoint]:
+    references = [space.base_model] if space.base_model else []
+    references += [model for model in space.models if model != space.base_model]
+    opened = [faults.gather(_open, reference, space) for reference in references]
+    return [checkpoint for checkpoint in opened if checkpoint is not None]
+
+
+def _open(reference: Any, space: SearchSpace) -> Checkpoint:
+    return Checkpoint.open(reference, trust_remote_code=space.trust_remote_code)
+
+
+def _resolves(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> None:
+    """Resolve the recipes in the genome's middle and corners: what is illegal there shows."""
+    layout = layout_of(base)
+    for share in (0.5, 0.0, 1.0):
+        genome: Mapping[str, float] = {
+            gene.name: gene.low + share * (gene.high - gene.low) for gene in genes
+        }
+        resolve(Recipe.from_yaml(decode(space, genome, base.num_layers)), layout)
+
+
+def _items(
+    plan: EvaluatorPlan, base: Checkpoint, hold_out: bool, faults: _Faults, notes: list[str]
+) -> tuple[Any, ItemSet | None]:
+    tokenizer = faults.gather(base.tokenizer)
+    if tokenizer is None:
+        return None, None
+    config = base.model_config()
+    search_items = faults.gather(items_of, plan, tokenizer, config, "search")
+    if not hold_out or search_items is None:
+        return search_items, None
+    try:
+        return search_items, items_of(plan, tokenizer, config, "holdout")
+    except InputError as problem:
+        if plan.holdout_items is not None or any(r.holdout_task for r in plan.requests):
+            faults.add(problem.faults, type(problem))
+        else:
+            notes.append(
+                "no items are left to hold out, so the outcome cannot be proved: "
+                + "; ".join(str(fault) for fault in problem.faults)
+            )
+    return search_items, None
+
+
+def _live_bytes(base: Checkpoint, dtype: str) -> int:
+    width = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
+    elements = 0
+    for name in base.names:
+        count = 1
+        for size in base.shape(name):
+            count *= size
+        elements += count
+    return elements * width

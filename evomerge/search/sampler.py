@@ -1,0 +1,179 @@
+"""Samplers behind Optuna's interface; all of them deterministic across restarts.
+
+Why not Optuna's own ``CmaEsSampler``, which is built on the same library: it (1) tells the
+optimizer only results of the present generation, so that with W workers up to W − 1 results of each
+generation are thrown away, (2) counts enqueued trials as draws of the distribution, and (3) seeds
+each draw from a counter that starts anew when a study is resumed. ``tests/search/test_sampler.py``
+shows all three, and that this one does none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.search.cmaes import Replay, Solution
+
+KIND = "kind"
+BASELINE = "baseline"
+SEARCH = "search"
+TOLD = "told"
+
+
+class CmaEsSampler(BaseSampler):
+    """CMA-ES started from the best baseline, fed by every result in the order of arrival.
+
+    The state is recomputed from the study's finished trials, so nothing is lost or different after
+    a restart. Failed trials tell the distribution nothing.
+
+    Args:
+        distributions: the genes, by name.
+        start: the point to start from while no baseline that has a genome is finished.
+        sigma: initial standard deviation as a share of a gene's range.
+        seed: of the study.
+        population: solutions per generation; None is 4 + ⌊3 ln n⌋.
+    """
+
+    def __init__(
+        self,
+        distributions: Mapping[str, FloatDistribution],
+        start: Mapping[str, float],
+        *,
+        sigma: float,
+        seed: int,
+        population: int | None = None,
+    ) -> None:
+        self._distributions = dict(distributions)
+        self._names = list(distributions)
+        self._fallback = np.array([start[name] for name in self._names])
+        self._replay = Replay(
+            np.array([distribution.low for distribution in distributions.values()]),
+            np.array([distribution.high for distribution in distributions.values()]),
+            sigma=sigma,
+            seed=seed,
+            population=population,
+        )
+        self._independent = RandomSampler(seed=seed)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        point = self._replay.ask(self._start(finished), self._solutions(finished), trial.number)
+        return {name: float(value) for name, value in zip(self._names, point, strict=True)}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def mean(self, study: optuna.Study) -> dict[str, float]:
+        """The mean of the present distribution, gene by gene."""
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        mean = self._replay.mean(self._start(finished), self._solutions(finished))
+        return {name: float(value) for name, value in zip(self._names, mean, strict=True)}
+
+    def _start(self, finished: Sequence[FrozenTrial]) -> np.ndarray:
+        baselines = [t for t in finished if t.user_attrs.get(KIND) == BASELINE and self._has(t)]
+        if not baselines:
+            return self._fallback
+        return self._point(max(baselines, key=lambda t: (t.values[0], -t.number)))
+
+    def _solutions(self, finished: Sequence[FrozenTrial]) -> list[Solution]:
+        drawn = [t for t in finished if t.user_attrs.get(KIND) != BASELINE and self._has(t)]
+        drawn.sort(key=lambda t: t.user_attrs.get(TOLD, t.number))
+        return [(self._point(t), -float(t.values[0])) for t in drawn]
+
+    def _has(self, trial: FrozenTrial) -> bool:
+        return all(name in trial.params for name in self._names)
+
+    def _point(self, trial: FrozenTrial) -> np.ndarray:
+        return np.array([trial.params[name] for name in self._names])
+
+
+class SeededSampler(BaseSampler):
+    """One of Optuna's samplers, seeded anew for each trial, so that a resumed study goes on alike.
+
+    Args:
+        distributions: the genes, by name.
+        make: builds the inner sampler from a seed.
+        seed: of the study.
+    """
+
+    def __init__(
+        self, distributions: Mapping[str, FloatDistribution], make: Any, *, seed: int
+    ) -> None:
+        self._distributions = dict(distributions)
+        self._make, self._seed = make, seed
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return (
+            self._inner(trial).sample_relative(study, trial, search_space) if search_space else {}
+        )
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        index = list(self._distributions).index(param_name)
+        inner = self._inner(trial, index + 1)
+        return inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def _inner(self, trial: FrozenTrial, stream: int = 0) -> BaseSampler:
+        seed = np.random.SeedSequence((self._seed, trial.number, stream)).generate_state(1)[0]
+        return self._make(int(seed))
+
+
+def make_sampler(
+    kind: str,
+    distributions: Mapping[str, FloatDistribution],
+    start: Mapping[str, float],
+    *,
+    seed: int,
+    sigma: float,
+    population: int | None = None,
+) -> BaseSampler:
+    """The sampler that a space names: ``cmaes``, ``tpe`` or ``random``.
+
+    Raises:
+        ValueError: another name.
+    """
+    if kind == "cmaes":
+        return CmaEsSampler(distributions, start, sigma=sigma, seed=seed, population=population)
+    if kind == "tpe":
+        return SeededSampler(distributions, _tpe, seed=seed)
+    if kind == "random":
+        return SeededSampler(distributions, lambda seed: RandomSampler(seed=seed), seed=seed)
+    raise ValueError(f"{kind!r} is no sampler; allowed: cmaes, tpe, random")
+
+
+def _tpe(seed: int) -> TPESampler:
+    # constant_liar: running trials count as bad ones, so that workers do not crowd one spot.
+    return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=10)

@@ -1,0 +1,186 @@
+"""A whole search: open the study, start the workers, run the loop, judge the winner."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.errors import Fault, StudyError
+from evomerge.evaluation import Comparison, Scores, compare, fitness
+from evomerge.search.baselines import decode
+from evomerge.search.loop import Budget, Observer, Progress, SearchLoop
+from evomerge.search.pool import Pool
+from evomerge.search.preparation import Preparation
+from evomerge.search.sampler import make_sampler
+from evomerge.search.storage import StudyStore, distributions
+from evomerge.search.verdict import Verdict, finalists, judge, score_held_out
+
+VERDICT = "verdict"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prepared space as the loop sees it."""
+
+    preparation: Preparation
+
+    @property
+    def distributions(self) -> Mapping[str, Any]:
+        return distributions(self.preparation.genes)
+
+    def recipe(self, genome: Mapping[str, float]) -> str:
+        return decode(self.preparation.space, genome, self.preparation.num_layers)
+
+    def fitness(self, scores: Scores) -> float:
+        prepared = self.preparation
+        return fitness(scores, prepared.search_items.requests, plain_sum=prepared.space.plain_sum)
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """How a run of a study ended.
+
+    Args:
+        progress: where the study stands.
+        stopped: ``budget``, or ``asked`` (Ctrl-C).
+        verdict: the held-out comparison; None if there is none, for the reason in ``no_verdict``.
+    """
+
+    progress: Progress
+    stopped: str
+    verdict: Verdict | None = None
+    no_verdict: str | None = None
+
+
+class Session:
+    """One run of a study.
+
+    Args:
+        prepared: the space, checked.
+        store: its study.
+        make_pool: starts the workers; not called when there is nothing left to do.
+        budget: when to stop.
+        observer: is told of each finished trial.
+    """
+
+    def __init__(
+        self,
+        prepared: Preparation,
+        store: StudyStore,
+        make_pool: Callable[[], Pool],
+        budget: Budget,
+        observer: Observer,
+    ) -> None:
+        self._prepared, self._store = prepared, store
+        self._make_pool, self._budget, self._observer = make_pool, budget, observer
+        self._pool: Pool | None = None
+
+    def run(self) -> SearchOutcome:
+        """Search, then judge. Stops at the first Ctrl-C or SIGTERM with everything told kept.
+
+        Raises:
+            SearchError: nothing works.
+            StudyError: the storage fails.
+            WorkerError: no worker can be had.
+        """
+        self._store.use(self._sampler())
+        self._store.plan(self._prepared.baselines)
+        try:
+            return self._run()
+        finally:
+            if self._pool is not None:
+                self._pool.close()
+
+    def _run(self) -> SearchOutcome:
+        stop = threading.Event()
+        loop = SearchLoop(self._store, Problem(self._prepared), self._budget, self._observer, stop)
+        progress = loop.progress()
+        if loop.has_work:
+            pool = self.pool()
+            with until_interrupted(stop):
+                progress = loop.run(pool)
+        if stop.is_set():
+            return SearchOutcome(progress, "asked")
+        verdict, reason = self._judge()
+        return SearchOutcome(progress, "budget", verdict, reason)
+
+    def pool(self) -> Pool:
+        """The workers, started when they are first needed."""
+        if self._pool is None:
+            self._pool = self._make_pool()
+        return self._pool
+
+    def _sampler(self) -> Any:
+        space, genes = self._prepared.space, self._prepared.genes
+        return make_sampler(
+            space.search.sampler,
+            distributions(genes),
+            {g.name: (g.low + g.high) / 2 if g.initial is None else g.initial for g in genes},
+            seed=space.search.seed,
+            sigma=space.search.sigma,
+            population=space.search.population,
+        )
+
+    def _judge(self) -> tuple[Verdict | None, str | None]:
+        items = self._prepared.holdout_items
+        pair = finalists(self._store.records())
+        if pair is None:
+            return None, "there is no searched trial and no baseline that both succeeded"
+        if items is None:
+            return None, "there are no held-out items"
+        known = self._store.facts.get(VERDICT)
+        if known and [known["winner"]["number"], known["baseline"]["number"]] == [
+            record.number for record in pair
+        ]:
+            return Verdict.from_json(known), None
+        outcomes = score_held_out(self.pool(), pair)
+        winner, baseline = (outcomes[record.number] for record in pair)
+        failed = winner.failure or baseline.failure
+        if winner.scores is None or baseline.scores is None:
+            return None, f"the held-out items could not be scored: {failed}"
+        verdict = judge(
+            (pair[0], winner.scores),
+            (pair[1], baseline.scores),
+            self._compare,
+            self._held_out_fitness,
+            len(items),
+        )
+        self._store.remember(**{VERDICT: verdict.to_json()})
+        return verdict, None
+
+    def _compare(self, a: Scores, b: Scores) -> Comparison:
+        items = self._prepared.holdout_items
+        if items is None:
+            raise StudyError([Fault("holdout", "there are no held-out items")])
+        return compare(a, b, items.requests, plain_sum=self._prepared.space.plain_sum)
+
+    def _held_out_fitness(self, scores: Scores) -> float:
+        items = self._prepared.holdout_items
+        if items is None:
+            raise StudyError([Fault("holdout", "there are no held-out items")])
+        return fitness(scores, items.requests, plain_sum=self._prepared.space.plain_sum)
+
+
+@contextmanager
+def until_interrupted(stop: threading.Event) -> Iterator[None]:
+    """Set ``stop`` at the first Ctrl-C or SIGTERM; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

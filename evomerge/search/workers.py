@@ -1,0 +1,246 @@
+"""Workers as Ray actors; the only module that knows Ray.
+
+An actor builds its evaluator once (models, live model, items) and then runs one job after another.
+One that dies is replaced and its job is run again; a job that kills its worker time after time is
+given up, with that as the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.errors import EvomergeError, InputError
+from evomerge.search.pool import Evaluator, Job, Outcome, attempt
+
+ATTEMPTS = 3
+"""How many workers one job may kill before it is given up."""
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A worker's death is told by us, in one line; Ray's own message would break the display.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|OOM|memory pressure",
+}
+_log = logging.getLogger(__name__)
+
+
+class WorkerError(EvomergeError):
+    """No worker can be had: Ray cannot be reached, or workers die while they load the models."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each worker gets.
+
+    Args:
+        workers: how many; None is as many as the machine or cluster has room for.
+        cpus: CPU cores (also the number of threads) of each.
+        gpus: GPUs of each; a fraction shares one.
+    """
+
+    workers: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class _Worker:
+    """The actor's body. Building the evaluator is a call of its own, so that its errors arrive."""
+
+    def __init__(self, make: Callable[[], Evaluator]) -> None:
+        self._make = make
+        self._evaluator: Evaluator | None = None
+
+    def start(self) -> int:
+        self._evaluator = self._make()
+        return os.getpid()
+
+    def run(self, job: Job) -> Outcome:
+        if self._evaluator is None:
+            self.start()
+        assert self._evaluator is not None  # for the type checker: start() has set it
+        return attempt(self._evaluator, job)
+
+
+@dataclass
+class _Slot:
+    """One worker and what it is doing."""
+
+    actor: Any
+    job: Job | None = None
+    attempts: int = 0
+
+
+class RayPool:
+    """A pool of Ray actors.
+
+    Args:
+        make: builds a worker's evaluator, in the worker; must pickle.
+        resources: of each worker.
+        address: of a running Ray cluster; None starts one on this machine for the time of the
+            search.
+
+    Raises:
+        WorkerError: Ray cannot be started or reached, or the first worker dies while it starts.
+        InputError: the evaluator refuses its input.
+    """
+
+    def __init__(
+        self, make: Callable[[], Evaluator], resources: Resources, *, address: str | None = None
+    ) -> None:
+        self._make, self._resources = make, resources
+        self._ray = _connect(address, resources)
+        self._running: dict[Any, _Slot] = {}
+        try:
+            workers = resources.workers or self._room()
+            self._slots = [_Slot(self._spawn()) for _ in range(workers)]
+            self._await_first()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        return len(self._slots)
+
+    @property
+    def busy(self) -> int:
+        return len(self._running)
+
+    def processes(self) -> list[int]:
+        """The workers' process ids (each answers when it has started and is free)."""
+        pids: list[int] = self._ray.get([slot.actor.pid.remote() for slot in self._slots])
+        return pids
+
+    def submit(self, job: Job) -> None:
+        slot = next(slot for slot in self._slots if slot.job is None)
+        slot.job, slot.attempts = job, 1
+        self._dispatch(slot)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        if not self._running:
+            return []
+        done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        outcomes = [self._collect(reference) for reference in done]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def close(self) -> None:
+        self._running = {}
+        self._ray.shutdown()
+
+    def _collect(self, reference: Any) -> Outcome | None:
+        slot = self._running.pop(reference)
+        job = slot.job
+        assert job is not None  # for the type checker: a running slot has a job
+        try:
+            outcome: Outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as problem:
+            outcome = Outcome(job, failure=f"worker failed: {problem.cause!r}", poisoned=True)
+        except self._ray.exceptions.RayError as problem:
+            return self._replace(slot, problem)
+        if outcome.poisoned:
+            self._respawn(slot)
+        slot.job = None
+        return outcome
+
+    def _replace(self, slot: _Slot, problem: Exception) -> Outcome | None:
+        """A new worker for one that died; its job runs again unless it has killed too many."""
+        job = slot.job
+        assert job is not None  # for the type checker: see _collect
+        cause = str(problem).strip().splitlines()[0]
+        _log.warning("a worker died during %s (%s); it is replaced", job.key, cause)
+        self._respawn(slot)
+        if slot.attempts < ATTEMPTS:
+            slot.attempts += 1
+            self._dispatch(slot)
+            return None
+        slot.job = None
+        reason = f"killed its worker {ATTEMPTS} times (out of memory?): {cause}"
+        return Outcome(job, failure=reason)
+
+    def _dispatch(self, slot: _Slot) -> None:
+        self._running[slot.actor.run.remote(slot.job)] = slot
+
+    def _spawn(self) -> Any:
+        options = {
+            "num_cpus": self._resources.cpus,
+            "num_gpus": self._resources.gpus,
+            "max_restarts": 0,  # replacing a worker and running its job again is done here
+            "max_task_retries": 0,
+        }
+        return self._ray.remote(_Actor).options(**options).remote(self._make)
+
+    def _respawn(self, slot: _Slot) -> None:
+        self._ray.kill(slot.actor)
+        slot.actor = self._spawn()
+
+    def _room(self) -> int:
+        """How many workers fit into the cluster."""
+        total = self._ray.cluster_resources()
+        if self._resources.gpus > 0:
+            return max(1, int(total.get("GPU", 0) / self._resources.gpus + 1e-6))
+        return max(1, int(total.get("CPU", 1) / max(self._resources.cpus, 1e-6) + 1e-6))
+
+    def _await_first(self) -> None:
+        """Wait until one worker has started: what is wrong with all of them shows here."""
+        starts = [slot.actor.start.remote() for slot in self._slots]
+        done, _ = self._ray.wait(starts, num_returns=1)
+        try:
+            self._ray.get(done[0])
+        except self._ray.exceptions.RayTaskError as problem:
+            if isinstance(problem.cause, InputError):
+                raise problem.cause from None
+            raise WorkerError(f"a worker cannot start: {problem.cause!r}") from problem
+        except self._ray.exceptions.RayError as problem:
+            cause = str(problem).strip().splitlines()[0]
+            raise WorkerError(
+                f"a worker died while it loaded the models ({cause}); if memory is short, try "
+                f"fewer workers than {self.size} (--workers)"
+            ) from problem
+
+
+class _Actor(_Worker):
+    """The worker with what only a process of its own needs."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def _reach(address: str) -> None:
+    """Refuse at once a cluster that is not there; Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto", "local": Ray looks for itself
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as problem:
+        raise WorkerError(f"no Ray cluster answers at {address}: {problem}") from problem
+
+
+def _connect(address: str | None, resources: Resources) -> Any:
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "include_dashboard": False,
+    }
+    if address is None:
+        # More workers than cores are allowed when they were asked for.
+        wanted = (resources.workers or 1) * resources.cpus
+        options["num_cpus"] = max(os.cpu_count() or 1, int(wanted + 0.999))
+    else:
+        _reach(address)
+        options = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(**options)
+    except Exception as problem:
+        where = address or "on this machine"
+        raise WorkerError(f"Ray cannot be started ({where}): {problem}") from problem
+    return ray

@@ -1,0 +1,158 @@
+"""The loop: what is tried, in which order, and what survives failures and restarts."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from optuna.storages import RDBStorage
+
+from evomerge.errors import StudyError
+from evomerge.search.loop import HOPELESS, Budget, Progress, SearchError, SearchLoop
+from evomerge.search.pool import LocalPool
+from evomerge.search.storage import StudyStore, TrialRecord
+from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store
+from tests.search.landscapes import sphere
+
+
+def run(
+    store: StudyStore,
+    problem: AnalyticProblem,
+    trials: int,
+    evaluator: AnalyticEvaluator | None = None,
+    stop_after: int | None = None,
+) -> Progress:
+    """Search with one local worker; ``stop_after`` finished trials, as if by Ctrl-C."""
+    stop = threading.Event()
+    seen = 0
+
+    def observe(record: TrialRecord | None, _progress: Progress) -> None:
+        nonlocal seen
+        seen += record is not None
+        if stop_after is not None and seen >= stop_after:
+            stop.set()
+
+    loop = SearchLoop(store, problem, Budget(trials), observe, stop)
+    return loop.run(LocalPool(lambda: evaluator or AnalyticEvaluator()))
+
+
+def essence(store: StudyStore) -> list[tuple[object, ...]]:
+    """What two equal studies have in common: everything but times."""
+    return [
+        (r.number, r.kind, r.state, r.fitness, dict(r.genome), r.label, r.recipe)
+        for r in store.records()
+    ]
+
+
+def test_baselines_come_first_and_keep_their_names(
+    store: StudyStore, problem: AnalyticProblem
+) -> None:
+    run(store, problem, trials=6)
+    records = store.records()
+    assert [r.label for r in records[:3]] == ["base", "uniform", "outside"]
+    assert [r.kind for r in records] == ["baseline"] * 3 + ["search"] * 3
+    assert records[2].genome == {}, "a baseline outside the genome has none"
+    assert records[1].fitness == pytest.approx(sphere()(problem.point(0.4)))
+
+
+def test_search_improves_on_the_best_baseline(store: StudyStore, problem: AnalyticProblem) -> None:
+    progress = run(store, problem, trials=120)
+    assert progress.best is not None
+    assert progress.best_baseline is not None
+    assert progress.best_baseline.label == "uniform"
+    assert progress.best.fitness > 0.995
+    assert progress.finished == 120
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "tpe", "random"])
+@pytest.mark.parametrize("cut", [1, 4, 17])
+def test_interrupted_study_becomes_the_uninterrupted_one(
+    tmp_path: Path, problem: AnalyticProblem, cut: int, sampler: str
+) -> None:
+    whole = make_store(tmp_path / "whole.db", problem, sampler)
+    run(whole, problem, trials=25)
+    run(make_store(tmp_path / "cut.db", problem, sampler), problem, trials=25, stop_after=cut)
+    again = make_store(tmp_path / "cut.db", problem, sampler)
+    assert len([r for r in again.records() if r.finished]) == cut
+    run(again, problem, trials=25)
+    assert essence(again) == essence(whole)
+
+
+def test_trial_that_was_running_when_the_driver_died_is_run_again(
+    tmp_path: Path, problem: AnalyticProblem
+) -> None:
+    store = make_store(tmp_path / "study.db", problem)
+    run(store, problem, trials=5)
+    begun = store.ask(problem.distributions)  # and now the driver is killed
+    again = make_store(tmp_path / "study.db", problem)
+    run(again, problem, trials=6)
+    record = again.records()[begun.number]
+    assert record.state == "complete"
+    assert record.genome == begun.genome
+    assert record.fitness == pytest.approx(sphere()(begun.genome))
+
+
+def test_finished_study_runs_nothing(store: StudyStore, problem: AnalyticProblem) -> None:
+    run(store, problem, trials=5)
+    assert not SearchLoop(store, problem, Budget(5)).has_work
+    assert SearchLoop(store, problem, Budget(6)).has_work
+
+
+def test_failed_trial_is_recorded_with_its_reason_and_the_search_goes_on(
+    store: StudyStore, problem: AnalyticProblem
+) -> None:
+    evaluator = AnalyticEvaluator(failing(sphere(), lambda call: call % 3 == 1))
+    progress = run(store, problem, trials=30, evaluator=evaluator)
+    failed = [r for r in store.records() if r.state == "failed"]
+    assert len(failed) == 10
+    assert {r.failure for r in failed} == {"tensor model.norm.weight: not finite"}
+    assert all(r.recipe for r in failed), "what failed can be looked at"
+    assert progress.finished == 30
+
+
+def test_fitness_that_is_not_a_number_fails_the_trial(
+    store: StudyStore, problem: AnalyticProblem
+) -> None:
+    values = iter([0.5, float("nan"), 0.6, float("inf"), 0.7])
+    run(store, problem, trials=5, evaluator=AnalyticEvaluator(lambda _genome: next(values)))
+    states = [(r.state, r.failure) for r in store.records()]
+    assert states[1] == ("failed", "the fitness is nan, not a finite number")
+    assert states[3] == ("failed", "the fitness is inf, not a finite number")
+    assert [state for state, _ in states].count("complete") == 3
+
+
+def test_search_is_given_up_when_nothing_ever_works(
+    store: StudyStore, problem: AnalyticProblem
+) -> None:
+    evaluator = AnalyticEvaluator(failing(sphere(), lambda call: True))
+    with pytest.raises(SearchError, match=r"all of the first 8 trials failed.*not finite"):
+        run(store, problem, trials=100, evaluator=evaluator)
+    assert len(store.records()) == HOPELESS
+
+
+def test_time_budget_starts_no_further_trial(store: StudyStore, problem: AnalyticProblem) -> None:
+    loop = SearchLoop(store, problem, Budget(100, seconds=0.0))
+    progress = loop.run(LocalPool(AnalyticEvaluator))
+    assert progress.finished == 0
+
+
+def test_full_disk_stops_the_search_and_loses_no_finished_trial(
+    tmp_path: Path, problem: AnalyticProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "study.db", problem)
+    run(store, problem, trials=8)
+    before = essence(store)
+    real = RDBStorage.set_trial_state_values
+
+    def full(self: RDBStorage, *arguments: object, **options: object) -> object:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RDBStorage, "set_trial_state_values", full)
+    with pytest.raises(StudyError, match=r"cannot be written.*No space left on device"):
+        run(store, problem, trials=12)
+    monkeypatch.setattr(RDBStorage, "set_trial_state_values", real)
+    again = make_store(tmp_path / "study.db", problem)
+    run(again, problem, trials=12)
+    assert essence(again)[:8] == before
+    assert [r.state for r in again.records()] == ["complete"] * 12

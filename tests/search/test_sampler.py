@@ -1,0 +1,166 @@
+"""CMA-ES: late results, baselines, restarts; and that Optuna's own sampler gets them wrong."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import optuna
+import pytest
+from cmaes import CMA
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler
+
+from evomerge.search.cmaes import InjectableCMA, Replay
+from evomerge.search.sampler import CmaEsSampler, make_sampler
+from tests.search.landscapes import noisy, run_generations, sphere
+
+GENES = {f"weight/{i}": FloatDistribution(0.0, 1.0) for i in range(8)}
+START = dict.fromkeys(GENES, 0.2)
+DELAYS = [3, 5, 4, 7, 3, 3, 11, 4]
+
+
+def search(sampler: BaseSampler, *, workers: int, seed: int, trials: int = 160) -> optuna.Study:
+    """Minimise nothing but time: a noisy sphere with ``workers`` trials in flight."""
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    order = iter(range(10**9))
+    flying = {}
+
+    def ask() -> tuple[int, Mapping[str, float]]:
+        trial = study.ask(GENES)
+        flying[trial.number] = trial
+        return trial.number, trial.params
+
+    def tell(number: int, value: float) -> None:
+        flying[number].set_user_attr("told", next(order))
+        study.tell(number, value)
+
+    run_generations(ask, tell, noisy(sphere(), 0.01, seed), trials, workers, DELAYS)
+    return study
+
+
+def level(study: optuna.Study) -> float:
+    """The true value of the last twenty candidates, on average: where the distribution is."""
+    return float(np.mean([sphere()(trial.params) for trial in study.trials[-20:]]))
+
+
+def optunas(seed: int) -> optuna.samplers.CmaEsSampler:
+    return optuna.samplers.CmaEsSampler(seed=seed, x0=START, sigma0=1 / 6, n_startup_trials=0)
+
+
+def ours(seed: int, sigma: float = 1 / 6) -> CmaEsSampler:
+    return CmaEsSampler(GENES, START, sigma=sigma, seed=seed)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_late_results_are_not_wasted() -> None:
+    """With 16 workers every result counts; Optuna's sampler drops the late ones and lags behind."""
+    seeds = range(6)
+    mine = np.mean([level(search(ours(s), workers=16, seed=s)) for s in seeds])
+    theirs = np.mean([level(search(optunas(s), workers=16, seed=s)) for s in seeds])
+    alone = np.mean([level(search(ours(s), workers=1, seed=s)) for s in seeds])
+    assert mine > theirs + 0.01
+    assert mine > alone - 0.06
+
+
+def test_every_result_moves_the_distribution() -> None:
+    study = search(ours(0), workers=16, seed=0, trials=100)
+    sampler = ours(0)
+    told = sampler._solutions(study.get_trials())
+    assert len(told) == 100
+    low, high = np.zeros(8), np.ones(8)
+    replay = Replay(low, high, sigma=1 / 6, seed=0)
+    start = np.full(8, 0.2)
+    batches = [replay.mean(start, told[: replay.population * k]) for k in range(1, 10)]
+    assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(batches))
+
+
+def test_same_as_plain_cmaes_when_nothing_is_late_or_injected() -> None:
+    """One worker, no baselines: told the same solutions, the mean is cmaes' own."""
+    study = search(ours(5), workers=1, seed=5, trials=60)
+    plain = CMA(mean=np.full(8, 0.2), sigma=1 / 6, bounds=np.tile([0.0, 1.0], (8, 1)), seed=5)
+    solutions = [(np.array([t.params[name] for name in GENES]), -t.value) for t in study.trials]
+    size = plain.population_size
+    for at in range(0, len(solutions) // size * size, size):
+        plain.tell(solutions[at : at + size])
+    mean = ours(5).mean(study)
+    np.testing.assert_allclose([mean[name] for name in GENES], plain.mean, rtol=0, atol=1e-12)
+
+
+def test_injected_solution_is_shortened_and_drawn_ones_are_not() -> None:
+    optimizer = InjectableCMA(mean=np.zeros(6), sigma=0.3, seed=1)
+    drawn = [optimizer.ask() for _ in range(2000)]
+    assert max(optimizer.step_length(x) for x in drawn) < optimizer.longest_step
+    far = np.full(6, 50.0)
+    calm = InjectableCMA(mean=np.zeros(6), sigma=0.3, seed=1)
+    solutions = [(calm.ask(), float(i)) for i in range(calm.population_size - 1)]
+    calm.tell([(far, -1.0), *solutions])
+    wild = CMA(mean=np.zeros(6), sigma=0.3, seed=1)
+    wild.tell([(far, -1.0), *solutions])
+    assert np.linalg.norm(calm.mean) < 2 < np.linalg.norm(wild.mean)
+
+
+def test_starts_from_the_best_baseline() -> None:
+    sampler = ours(0, sigma=0.01)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for value, fitness in ((0.1, 0.3), (0.8, 0.9), (0.5, 0.6)):
+        attributes = {"kind": "baseline"}
+        study.enqueue_trial(dict.fromkeys(GENES, value), user_attrs=attributes)
+        study.tell(study.ask(GENES), fitness)
+    point = np.array(list(study.ask(GENES).params.values()))
+    np.testing.assert_allclose(point, 0.8, atol=0.05)
+
+
+def test_baselines_are_not_taken_for_draws() -> None:
+    """However many baselines there are, the distribution is still the initial one."""
+    study = optuna.create_study(direction="maximize", sampler=ours(0))
+    for value in np.linspace(0, 1, 30):
+        study.enqueue_trial(dict.fromkeys(GENES, float(value)), user_attrs={"kind": "baseline"})
+        study.tell(study.ask(GENES), -abs(value - 0.5))
+    mean = ours(0).mean(study)
+    best = max((t for t in study.trials), key=lambda t: t.value).params
+    assert mean == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["cmaes", "tpe", "random"])
+def test_draw_depends_on_the_study_alone(kind: str) -> None:
+    """A sampler made anew (a resumed study) draws what the old one would have drawn."""
+
+    def make() -> BaseSampler:
+        return make_sampler(kind, GENES, START, seed=4, sigma=0.2)
+
+    study = search(make(), workers=1, seed=4, trials=31)
+    copy = optuna.create_study(direction="maximize", sampler=make())
+    copy.add_trials(study.trials)
+    assert copy.ask(GENES).params == study.ask(GENES).params
+
+
+@pytest.mark.parametrize("kind", ["cmaes", "tpe", "random"])
+def test_seed_decides(kind: str) -> None:
+    def draws(seed: int) -> list[dict[str, float]]:
+        sampler = make_sampler(kind, GENES, START, seed=seed, sigma=0.2)
+        return [t.params for t in search(sampler, workers=1, seed=0, trials=15).trials]
+
+    assert draws(1) == draws(1)
+    assert draws(1) != draws(2)
+
+
+def test_one_gene_is_enough() -> None:
+    genes = {"lambda": FloatDistribution(0.2, 1.5)}
+    sampler = CmaEsSampler(genes, {"lambda": 1.0}, sigma=0.2, seed=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for _ in range(60):
+        trial = study.ask(genes)
+        study.tell(trial, -((trial.params["lambda"] - 0.6) ** 2))
+    assert study.best_params["lambda"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_unknown_sampler_is_refused_with_the_allowed_ones() -> None:
+    with pytest.raises(ValueError, match="'cma' is no sampler; allowed: cmaes, tpe, random"):
+        make_sampler("cma", GENES, START, seed=0, sigma=0.1)

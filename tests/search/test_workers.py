@@ -1,0 +1,196 @@
+"""Workers in Ray actors: they start once, die, are replaced; their errors arrive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evomerge.errors import Fault, TaskError
+from evomerge.search.loop import Budget, SearchLoop
+from evomerge.search.pool import Evaluator, Job, Outcome
+from evomerge.search.workers import ATTEMPTS, RayPool, Resources, WorkerError
+from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, make_store
+
+pytestmark = pytest.mark.slow
+
+
+class Scripted(AnalyticEvaluator):
+    """Does what a job's recipe says: dies, hangs on, raises; else scores."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        (folder / f"started-{os.getpid()}-{time.time_ns()}").touch()
+
+    def run(self, job: Job) -> Outcome:
+        (self._folder / f"ran-{job.key}-{time.time_ns()}-{os.getpid()}").touch()
+        word = job.part
+        if word == "die-once" and len(list(self._folder.glob(f"ran-{job.key}-*"))) == 1:
+            os._exit(1)
+        if word == "die":
+            os._exit(1)
+        if word == "slow":
+            time.sleep(3)
+        if word == "memory":
+            raise MemoryError("cannot allocate 16 GiB")
+        if word == "poison":
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().run(job)
+
+
+class Make:
+    """Builds the scripted evaluator in the worker; pickles."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self) -> Evaluator:
+        return Scripted(self.folder)
+
+
+class Refuse:
+    """Input that is refused while the worker starts."""
+
+    def __call__(self) -> Evaluator:
+        raise TaskError([Fault("space.yaml:3: tasks[0].task", "'arc_esay' is unknown")])
+
+
+class Die:
+    """A worker that is killed while it loads the models."""
+
+    def __call__(self) -> Evaluator:
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workers")
+
+
+@pytest.fixture(scope="module")
+def pool(folder: Path) -> Iterator[RayPool]:
+    pool = RayPool(Make(folder), Resources(workers=2))
+    yield pool
+    pool.close()
+
+
+def run_all(pool: RayPool, jobs: list[Job]) -> dict[int | str, Outcome]:
+    waiting, outcomes = list(jobs), {}
+    deadline = time.monotonic() + 120
+    while len(outcomes) < len(jobs) and time.monotonic() < deadline:
+        while waiting and pool.busy < pool.size:
+            pool.submit(waiting.pop(0))
+        outcomes.update({outcome.job.key: outcome for outcome in pool.wait(1.0)})
+    return outcomes
+
+
+def job(key: int, part: str = "search") -> Job:
+    return Job(key, "{weight/0: 0.7}", part)
+
+
+def test_evaluators_are_built_once_per_worker(pool: RayPool, folder: Path) -> None:
+    outcomes = run_all(pool, [job(i) for i in range(12)])
+    assert all(outcome.scores for outcome in outcomes.values())
+    assert len({path.name.split("-")[1] for path in folder.glob("started-*")}) <= 2
+
+
+def test_nobody_waits_for_the_slowest(pool: RayPool, folder: Path) -> None:
+    began = time.monotonic()
+    pool.submit(job(100, "slow"))
+    done: list[int | str] = []
+    number = 10_000
+    while 100 not in done and time.monotonic() - began < 60:
+        if pool.busy < pool.size:
+            pool.submit(job(number))
+            number += 1
+        done += [outcome.job.key for outcome in pool.wait(1.0)]
+    assert done[-1] == 100
+    assert len(done) > 10, "the other worker went on meanwhile"
+    run_all(pool, [])
+    while pool.busy:
+        pool.wait(1.0)
+
+
+def test_worker_that_dies_is_replaced_and_its_job_run_again(pool: RayPool, folder: Path) -> None:
+    outcomes = run_all(pool, [job(200, "die-once"), job(201), job(202)])
+    assert outcomes[200].failure is None
+    assert outcomes[200].scores is not None
+    assert len(list(folder.glob("ran-200-*"))) == 2
+    assert outcomes[201].scores is not None
+
+
+def test_job_that_kills_every_worker_is_given_up(pool: RayPool, folder: Path) -> None:
+    outcomes = run_all(pool, [job(300, "die"), job(301)])
+    assert f"killed its worker {ATTEMPTS} times" in (outcomes[300].failure or "")
+    assert len(list(folder.glob("ran-300-*"))) == ATTEMPTS
+    assert run_all(pool, [job(302)])[302].scores is not None
+
+
+def test_exception_is_the_outcomes_reason(pool: RayPool) -> None:
+    outcome = run_all(pool, [job(400, "memory")])[400]
+    assert outcome.failure == "out of memory: cannot allocate 16 GiB"
+    assert "Traceback" in outcome.detail
+
+
+def test_worker_with_a_broken_device_is_replaced(pool: RayPool, folder: Path) -> None:
+    before = len(list(folder.glob("started-*")))
+    outcome = run_all(pool, [job(500, "poison")])[500]
+    assert "device-side assert" in (outcome.failure or "")
+    assert all(o.scores for o in run_all(pool, [job(501), job(502), job(503)]).values())
+    assert len(list(folder.glob("started-*"))) == before + 1
+
+
+def test_search_survives_dying_workers(
+    pool: RayPool, tmp_path: Path, problem: AnalyticProblem
+) -> None:
+    store = make_store(tmp_path / "study.db", problem)
+    loop = SearchLoop(store, problem, Budget(20))
+    pids = iter(pool.processes())
+
+    def victim() -> int:
+        return next(pids)
+
+    class Killing:
+        """The pool, with a worker killed under two of the trials."""
+
+        size = pool.size
+
+        @property
+        def busy(self) -> int:
+            return pool.busy
+
+        def submit(self, submitted: Job) -> None:
+            pool.submit(submitted)
+            if submitted.key in (7, 13):
+                os.kill(victim(), signal.SIGKILL)
+
+        def wait(self, timeout: float) -> list[Outcome]:
+            return pool.wait(timeout)
+
+        def close(self) -> None:
+            return None
+
+    progress = loop.run(Killing())
+    assert progress.finished == 20
+    assert [record.state for record in store.records()] == ["complete"] * 20
+
+
+def test_input_that_a_worker_refuses_arrives_as_it_is(pool: RayPool) -> None:
+    pool.close()
+    with pytest.raises(TaskError, match=r"space.yaml:3: .*'arc_esay' is unknown"):
+        RayPool(Refuse(), Resources(workers=1))
+
+
+def test_worker_that_dies_while_it_starts_is_told() -> None:
+    with pytest.raises(WorkerError, match=r"died while it loaded the models.*--workers"):
+        RayPool(Die(), Resources(workers=1))
+
+
+def test_cluster_that_is_not_there_is_told() -> None:
+    with pytest.raises(WorkerError, match=r"127.0.0.1:1"):
+        RayPool(Refuse(), Resources(workers=1), address="127.0.0.1:1")
