@@ -6,6 +6,7 @@ documents that ``lm_eval.simple_evaluate(samples=…)`` would be given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,8 @@ import jinja2
 
 from evomerge.errors import Fault, TaskError
 from evomerge.evaluation import judging
-from evomerge.evaluation.choosing import DocIds, choose, choose_all_or_some
+from evomerge.evaluation.choosing import DocIds, choose
+from evomerge.evaluation.groups import declared_groups, group_shares, groups_of
 from evomerge.evaluation.items import ItemSet
 from evomerge.evaluation.judging import TaskItems
 from evomerge.evaluation.queries import Encoder, Query, QueryError
@@ -25,6 +27,7 @@ from evomerge.evaluation.tasks import (
     Loaded,
     TaskLibrary,
     document_count,
+    notes_on,
     quiet,
     refusal,
     set_fewshot,
@@ -99,25 +102,33 @@ class _Build:
         self._part = part
         self._holdout_items = holdout_items
         self._faults = _Faults()
+        self._notes: list[str] = []
 
     def items(self, requests: Sequence[TaskRequest]) -> ItemSet:
-        faults = self._faults
-        encoder = faults.attempt(self._encoder)
+        encoder = self._faults.attempt(self._encoder)
         self._check_requests(requests)
-        library = faults.attempt(partial(TaskLibrary, self._setting.include_path))
-        if library is None:
-            faults.check()
-        loaded = self._load(library, [self._scored_name(request) for request in requests])
-        chosen = self._choose(requests, loaded)
-        faults.check()
-        firsts = {self._scored_name(request): request for request in reversed(requests)}
-        tasks = [
-            self._build_task(name, task, chosen[name], firsts[owner], encoder)
+        asked = [self._standing(request) for request in requests]
+        self._check_agreement(asked)
+        library = self._faults.attempt(partial(TaskLibrary, self._setting.include_path))
+        if library is None or encoder is None:
+            self._faults.check()
+        loaded = self._load(library, [request.task for request in asked])
+        chosen = self._choose(requests, asked, loaded)
+        by_name = {request.task: request for request in asked}
+        # What is wrong with one task does not keep the others from being looked at.
+        built = {
+            name: self._build_task(name, task, chosen[name], by_name[owner], encoder)
             for owner, found in loaded.items()
             for name, task in found.tasks.items()
-        ]
-        faults.check()
-        return self._finish(requests, tuple(tasks), loaded)
+            if name in chosen
+        }
+        sound = {
+            name: found
+            for name, found in loaded.items()
+            if all(built.get(leaf) is not None for leaf in found.tasks)
+        }
+        tasks = tuple(task for task in built.values() if task is not None)
+        return self._finish([r for r in asked if r.task in sound], tasks, sound)
 
     def _finish(
         self,
@@ -127,19 +138,20 @@ class _Build:
     ) -> ItemSet:
         reported = {task.name: judging.reported_metrics(task) for task in tasks}
         sizes = {task.name: len(task.doc_ids) for task in tasks}
-        groups = _groups(loaded.values(), reported)
+        groups = groups_of(loaded.values(), reported)
+        plain = [
+            group.name for group in groups if group.name not in declared_groups(loaded.values())
+        ]
+        self._notes += [f"task {name}: scored as the plain mean of its tasks" for name in plain]
         names: dict[str, Iterable[MetricName]] = dict(reported)
-        names |= {group.name: judging.group_shares(group, reported, sizes) for group in groups}
+        names |= {group.name: group_shares(group, reported, sizes) for group in groups}
         resolved = []
         for request in requests:
-            name = self._scored_name(request)
-            known = dict.fromkeys(names[name])
-            metric = self._faults.attempt(
-                partial(find_metric, request.metric, known), f"task {name}"
-            )
-            resolved.append(replace(request, task=name, metric=metric or request.metric))
+            find = partial(find_metric, request.metric, dict.fromkeys(names[request.task]))
+            metric = self._faults.attempt(find, f"task {request.task}")
+            resolved.append(replace(request, metric=metric or request.metric))
         self._faults.check()
-        return ItemSet(tuple(resolved), tasks, groups)
+        return ItemSet(tuple(resolved), tasks, groups, tuple(self._notes))
 
     def _encoder(self) -> Encoder:
         if self._setting.apply_chat_template and not self._tokenizer.chat_template:
@@ -151,29 +163,42 @@ class _Build:
         except QueryError as error:
             raise TaskError.at("tokenizer", str(error)) from error
 
-    def _scored_name(self, request: TaskRequest) -> str:
-        if self._part == "holdout" and request.holdout_task:
-            return request.holdout_task
-        return request.task
+    def _standing(self, request: TaskRequest) -> TaskRequest:
+        """The request as it stands for this part."""
+        if self._part == "search" or not _held_out_elsewhere(request):
+            return request
+        return replace(
+            request,
+            task=request.holdout_task or request.task,
+            items=self._holdout_items,
+            order="random",
+            holdout_task=None,
+        )
 
     def _check_requests(self, requests: Sequence[TaskRequest]) -> None:
         if not requests:
             self._faults.add("tasks", "none given; at least one is needed")
         searched = {request.task for request in requests}
-        firsts: dict[str, TaskRequest] = {}
         for request in requests:
+            place = f"task {request.task}"
+            if not math.isfinite(request.weight):
+                self._faults.add(f"{place}: weight", f"{request.weight}; write a finite number")
+            for key, value in (("seed", request.seed), ("num_fewshot", request.num_fewshot or 0)):
+                if value < 0:
+                    self._faults.add(f"{place}: {key}", f"{value}; write 0 or more")
+            if _held_out_elsewhere(request) and request.holdout_task in searched:
+                reason = f"{request.holdout_task!r} is itself searched on; name one that is not"
+                self._faults.add(f"{place}: holdout_task", reason)
+
+    def _check_agreement(self, asked: Sequence[TaskRequest]) -> None:
+        firsts: dict[str, TaskRequest] = {}
+        for request in asked:
             first = firsts.setdefault(request.task, request)
             if replace(request, metric=first.metric, weight=first.weight) != first:
                 self._faults.add(
                     f"task {request.task}",
                     "is asked for twice with different items, examples, seed, order or "
                     "holdout_task; only metric and weight may differ",
-                )
-            held_out = request.holdout_task
-            if held_out and held_out != request.task and held_out in searched:
-                self._faults.add(
-                    f"task {request.task}: holdout_task",
-                    f"{held_out!r} is itself searched on; name one that is not",
                 )
 
     def _load(self, library: TaskLibrary, names: Sequence[str]) -> dict[str, Loaded]:
@@ -183,11 +208,15 @@ class _Build:
             found = self._faults.attempt(partial(library.load, name))
             if found is None:
                 continue
-            loaded[name] = found
-            for leaf, task in found.tasks.items():
-                fault = refusal(leaf, task, self._setting.confirm_unsafe)
-                if fault:
-                    self._faults.found.append(fault)
+            refused = [
+                fault
+                for leaf, task in found.tasks.items()
+                if (fault := refusal(leaf, task, self._setting.confirm_unsafe))
+            ]
+            self._faults.found += refused
+            if not refused:
+                loaded[name] = found
+            for leaf in found.tasks:
                 if owners.setdefault(leaf, name) != name:
                     self._faults.add(
                         f"task {leaf}",
@@ -196,39 +225,41 @@ class _Build:
         return loaded
 
     def _choose(
-        self, requests: Sequence[TaskRequest], loaded: Mapping[str, Loaded]
+        self,
+        requests: Sequence[TaskRequest],
+        asked: Sequence[TaskRequest],
+        loaded: Mapping[str, Loaded],
     ) -> dict[str, DocIds]:
         chosen: dict[str, DocIds] = {}
-        for request in requests:
-            found = loaded.get(self._scored_name(request))
-            if found is None:
+        for original, request in zip(requests, asked, strict=True):
+            if request.task not in loaded:
                 continue
-            sizes = {name: document_count(task) for name, task in found.tasks.items()}
-            chosen.update(self._faults.attempt(partial(self._choose_of, request, sizes)) or {})
+            tasks = loaded[request.task].tasks
+            sizes = {name: document_count(task) for name, task in tasks.items()}
+            # Nothing is searched on in a holdout_task: all its documents may be drawn.
+            part: Part = self._part if request.task == original.task else "search"
+            step = partial(choose, sizes, request, part, self._holdout_items)
+            chosen.update(self._faults.attempt(step) or {})
         return chosen
-
-    def _choose_of(self, request: TaskRequest, sizes: Mapping[str, int]) -> dict[str, DocIds]:
-        name = self._scored_name(request)
-        if name != request.task:
-            return choose_all_or_some(sizes, self._holdout_items, request.seed, name)
-        return choose(sizes, request, self._part, self._holdout_items)
 
     def _build_task(
         self, name: str, task: Any, doc_ids: DocIds, request: TaskRequest, encoder: Encoder
-    ) -> TaskItems:
+    ) -> TaskItems | None:
         set_fewshot(task, request.num_fewshot, self._setting.fewshot_seed)
+        self._notes += notes_on(name, task, request.num_fewshot)
         try:
             self._build_requests(task, doc_ids)
         except Exception as error:  # templates and samplers of the task's author
             reason = f"requests could not be built: {type(error).__name__}: {error}"
             self._faults.add(f"task {name}", reason)
-            return TaskItems(name, task, doc_ids, ())
+            return None
         queries: list[Query] = []
         try:  # the first bad document says enough of a task
             queries.extend(encoder.query(it.request_type, it.args) for it in task.instances)
         except QueryError as error:
             document = doc_ids[task.instances[len(queries)].doc_id]
             self._faults.add(f"task {name}: document {document}", str(error))
+            return None
         return TaskItems(name, task, doc_ids, tuple(queries))
 
     def _build_requests(self, task: Any, doc_ids: DocIds) -> None:
@@ -246,18 +277,8 @@ class _Build:
             )
 
 
-def _groups(
-    loaded: Iterable[Loaded], reported: Mapping[str, Sequence[MetricName]]
-) -> tuple[Any, ...]:
-    """The groups to be scored; a tag, or a group without aggregation, becomes a plain mean."""
-    groups: dict[str, Any] = {}
-    for found in loaded:
-        groups |= {name: group for name, group in found.groups.items() if group.has_aggregation}
-        if not found.is_task and found.name not in groups:
-            first, *others = (reported[leaf] for leaf in found.tasks)
-            shared = [metric for metric in first if all(metric in other for other in others)]
-            groups[found.name] = judging.averaging_group(found.name, found.tasks, shared)
-    return tuple(groups.values())
+def _held_out_elsewhere(request: TaskRequest) -> bool:
+    return request.holdout_task not in (None, request.task)
 
 
 def _render_chat(

@@ -48,14 +48,6 @@ def choose(
     }
 
 
-def choose_all_or_some(
-    sizes: Mapping[str, int], count: int | None, seed: int, task: str
-) -> dict[str, DocIds]:
-    """Documents of a task that nothing is searched on (a ``holdout_task``)."""
-    request = TaskRequest(task=task, items=count, seed=seed)
-    return choose(sizes, request, "search", None)
-
-
 def proportional(total: int, capacities: Sequence[int]) -> list[int]:
     """Share ``total`` out over strata in proportion to their sizes, at least 1 each.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.evaluation import judging
+from evomerge.evaluation.groups import judge_group
 from evomerge.evaluation.judging import TaskItems
 from evomerge.evaluation.queries import Query
 from evomerge.evaluation.scores import Scores, TaskScore
@@ -22,12 +23,14 @@ class ItemSet:
             in the held-out part a task's name is that of its ``holdout_task``. These, with the
             scores of these items, go to :func:`fitness` and :func:`compare`.
         tasks: the leaf tasks.
-        groups: lm-eval groups, those made for tags included, inner ones first.
+        groups: lm-eval groups, those made for tags included.
+        notes: what a user should know of these items, one sentence each.
     """
 
     requests: tuple[TaskRequest, ...]
     tasks: tuple[TaskItems, ...]
     groups: tuple[Any, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(task.doc_ids) for task in self.tasks)
@@ -75,5 +78,5 @@ class ItemSet:
             scores[task.name] = judging.judge(task, answers[start:end], bootstrap=bootstrap)
             start = end
         for group in self.groups:
-            scores[group.name] = judging.judge_group(group, scores)
+            scores[group.name] = judge_group(group, scores)
         return Scores(scores)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from lm_eval.api.group import Group
 from lm_eval.api.metrics import acc_all, acc_all_stderr, mean, mean_stderr, sample_stddev
 from lm_eval.api.registry import AGGREGATION_REGISTRY
-from lm_eval.config.group import AggMetricConfig
 
 from evomerge.errors import TrialError
 from evomerge.evaluation.queries import Continuation, Query, Rolling
 from evomerge.evaluation.scores import TaskScore, Value
 from evomerge.evaluation.spec import MetricName
 
-_NOT_AVAILABLE = "N/A"  # lm-eval's word for a missing standard error
 _TRIED_DOCUMENTS = 8
 _CHUNK = 1000  # lm-eval's bootstrap starts a stream of random numbers per so many resamples
 
@@ -163,80 +160,3 @@ def _width(value: Any) -> int:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating))
-
-
-def averaging_group(name: str, tasks: Mapping[str, Any], metrics: Sequence[MetricName]) -> Group:
-    """A group for a name that has no aggregation of its own (every tag): the plain mean.
-
-    Args:
-        name: of the tag, or of the group that declares no aggregation.
-        tasks: its leaf tasks.
-        metrics: those that every leaf task reports.
-    """
-    names = dict.fromkeys(metric.name for metric in metrics)
-    filters = {name: sorted({str(m.filter) for m in metrics if m.name == name}) for name in names}
-    group = Group(
-        name=name,
-        aggregate_metric_list=[
-            AggMetricConfig(metric=name, filter_list=filters[name], weight_by_size=False)
-            for name in names
-        ],
-    )
-    for task in tasks.values():
-        group.add(task)
-    return group
-
-
-def group_shares(
-    group: Group, reported: Mapping[str, Sequence[MetricName]], sizes: Mapping[str, int]
-) -> dict[MetricName, dict[str, float]]:
-    """Per metric that a group aggregates: its leaf tasks, and what each adds of the whole.
-
-    Args:
-        group: with its aggregation.
-        reported: leaf task → the metrics that it reports.
-        sizes: leaf task → number of items.
-    """
-    leaves = [task.task_name for task in group.get_all_tasks()]
-    shares: dict[MetricName, dict[str, float]] = {}
-    for config in group.aggregate_metric_list or ():
-        found = {metric for leaf in leaves for metric in reported[leaf]}
-        filters = config.filter_list or sorted(
-            str(metric.filter) for metric in found if metric.name == config.metric
-        )
-        for metric in (MetricName(config.metric, filter_name) for filter_name in filters):
-            holders = [leaf for leaf in leaves if metric in reported[leaf]]
-            sizes_of = {leaf: sizes[leaf] if config.weight_by_size else 1 for leaf in holders}
-            total = sum(sizes_of.values())
-            if holders:
-                shares[metric] = {leaf: size / total for leaf, size in sizes_of.items()}
-    return shares
-
-
-def judge_group(group: Group, scores: Mapping[str, TaskScore]) -> TaskScore:
-    """A group's scores from its leaf tasks', by lm-eval's own aggregation."""
-    leaves = {task.task_name: scores[task.task_name] for task in group.get_all_tasks()}
-    sizes = {leaf: len(score.doc_ids) for leaf, score in leaves.items()}
-    reported = {leaf: tuple(score.metrics) for leaf, score in leaves.items()}
-    shares = group_shares(group, reported, sizes)
-    results = group.aggregate({leaf: _lm_eval_results(score) for leaf, score in leaves.items()})
-    metrics = {}
-    for metric, holders in shares.items():
-        stderr = results.get(f"{metric.name}_stderr,{metric.filter}", _NOT_AVAILABLE)
-        better = {leaves[leaf].metrics[metric].higher_is_better for leaf in holders}
-        metrics[metric] = Value(
-            value=float(results[f"{metric.name},{metric.filter}"]),
-            stderr=None if stderr == _NOT_AVAILABLE else float(stderr),
-            higher_is_better=better != {False},
-            aggregation="group",
-        )
-    return TaskScore(metrics=metrics, shares=shares)
-
-
-def _lm_eval_results(score: TaskScore) -> dict[str, Any]:
-    results: dict[str, Any] = {"sample_len": len(score.doc_ids)}
-    for metric, value in score.metrics.items():
-        stderr = _NOT_AVAILABLE if value.stderr is None else value.stderr
-        results[f"{metric.name},{metric.filter}"] = value.value
-        results[f"{metric.name}_stderr,{metric.filter}"] = stderr
-    return results

@@ -67,6 +67,7 @@ class Likelihoods:
             rows.setdefault(window.tokens, []).append(index)
         self._rows = list(rows.items())
         parameters = inspect.signature(model.forward).parameters
+        self._spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
         self._keeps = "logits_to_keep" in parameters
         self._options = {"use_cache": False} if "use_cache" in parameters else {}
         lengths = [len(tokens) for tokens, _ in self._rows]
@@ -112,7 +113,8 @@ class Likelihoods:
         place = {column: number for number, column in enumerate(columns)}
         return _Batch(
             tokens=tokens.to(self._device),
-            columns=self._tensor(columns),
+            # On the CPU it indexes hidden states on whichever device a spread model ends.
+            columns=torch.tensor(columns) if self._spread else self._tensor(columns),
             row=self._tensor([row for row, _ in positions]),
             column=self._tensor([place[column] for _, column in positions]),
             source=self._tensor(source),
@@ -140,6 +142,6 @@ class Likelihoods:
     def _logits(self, batch: _Batch) -> torch.Tensor:
         if self._keeps:  # the vocabulary is large: never project positions that nobody scores
             output = self._model(batch.tokens, logits_to_keep=batch.columns, **self._options)
-            return torch.as_tensor(output.logits)
+            return torch.as_tensor(output.logits).to(self._device)
         output = self._model(batch.tokens, **self._options)
-        return torch.as_tensor(output.logits)[:, batch.columns]
+        return torch.as_tensor(output.logits)[:, batch.columns].to(self._device)

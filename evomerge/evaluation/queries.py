@@ -111,7 +111,7 @@ class Encoder:
         """One of lm-eval's requests.
 
         Raises:
-            QueryError: an empty continuation, or texts longer than the model's input.
+            QueryError: an empty continuation, texts longer than the model's input, beam search.
         """
         if request_type == "loglikelihood":
             return self._continuation(*arguments)
@@ -179,6 +179,8 @@ class Encoder:
         stop = handle_stop_sequences(options.pop("until", None), eos=self._eos_text)
         encode = partial(self._tokenizer.encode, add_special_tokens=False)
         longest = max((len(encode(text)) for text in stop), default=0)
+        if options.get("num_beams", 1) != 1:
+            raise QueryError("beam search (num_beams) is not supported; sample or be greedy")
         max_new_tokens = options.pop("max_gen_toks")
         return Rules(
             stop=tuple(stop),

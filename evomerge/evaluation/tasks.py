@@ -130,6 +130,39 @@ def set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
     task.set_fewshot_seed(seed=seed)
 
 
+def notes_on(name: str, task: Any, num_fewshot: int | None) -> list[str]:
+    """What a user should know of a leaf task whose examples are set: no faults.
+
+    Args:
+        name: the task's.
+        task: after :func:`set_fewshot`.
+        num_fewshot: as it was asked for.
+    """
+    notes = []
+    shots = task.get_config("num_fewshot") or 0
+    if num_fewshot and not shots:
+        notes.append(f"task {name}: shows no examples, whatever num_fewshot says")
+    if shots and _examples_split(task) == _evaluation_split(task):
+        notes.append(
+            f"task {name}: draws its examples from the documents that are scored; the search may "
+            "see held-out items as examples"
+        )
+    return notes
+
+
+def _evaluation_split(task: Any) -> str | None:
+    return task.get_config("test_split") or task.get_config("validation_split")
+
+
+def _examples_split(task: Any) -> str | None:
+    config = task.get_config("fewshot_config")
+    if getattr(config, "samples", None) is not None:
+        return None
+    splits = ("training_split", "validation_split", "test_split")
+    named: list[str | None] = [getattr(config, "split", None), *map(task.get_config, splits)]
+    return next((split for split in named if split), None)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep lm-eval's and datasets' progress bars off the terminal: only the CLI may print."""

@@ -12,10 +12,17 @@ from typing import Any
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-NOUNS = "cat dog bird fish tree stone river cloud house road king queen ship star fire".split()
-VERBS = "sees likes finds takes brings hides sings to".split()
+NOUNS = ["cat", "dog", "bird", "fish", "tree", "stone", "river", "cloud"]
+NOUNS += ["house", "road", "king", "queen", "ship", "star", "fire"]
+VERBS = ["sees", "likes", "finds", "takes", "brings", "hides", "sings", "to"]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}"
     "{% if not (loop.last and m['role'] == 'assistant') %}<|end|>\n{% endif %}{% endfor %}"
@@ -44,9 +51,7 @@ def make_tokenizer(*, adds_bos: bool = True) -> PreTrainedTokenizerFast:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
         )
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
-    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
 
@@ -110,9 +115,7 @@ def choice_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
-        choices = [
-            " ".join(rng.sample(NOUNS, rng.randint(1, 3))) for _ in range(rng.randint(2, 4))
-        ]
+        choices = [" ".join(rng.sample(NOUNS, rng.randint(1, 3))) for _ in range(rng.randint(2, 4))]
         rows.append(
             {
                 "question": sentence(rng, rng.randint(3, 9)),
@@ -195,7 +198,7 @@ def add_writing(folder: TaskFolder, name: str, count: int = 14, **more: Any) -> 
         **{
             "output_type": "generate_until",
             "doc_to_text": "{{text}} to",
-            "doc_to_target": "{{last.strip()}}",
+            "doc_to_target": "s",
             "generation_kwargs": {"until": [" s", "\n"], "max_gen_toks": 12, "do_sample": False},
             "metric_list": metrics("exact_match", ignore_case=True),
             "filter_list": [
@@ -211,6 +214,27 @@ def add_writing(folder: TaskFolder, name: str, count: int = 14, **more: Any) -> 
             **more,
         },
     )
+
+
+def make_gpt2(tokenizer: PreTrainedTokenizerFast, *, length: int = 96) -> Any:
+    """Learned absolute positions, which a wrong padding would shift."""
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=length,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(20.0)
+        model.transformer.wpe.weight.mul_(20.0)
+        model.lm_head.weight.mul_(40.0)
+    return model
 
 
 Adder = Callable[[TaskFolder, str], str]
