@@ -5,7 +5,9 @@ PyYAML's nodes carry positions that its plain loader drops; here they are kept b
 
 from __future__ import annotations
 
+import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from pydantic import ValidationError
 from evomerge.errors import Fault, InputError
 
 KeyPath = tuple[str | int, ...]
+
+UNKNOWN_KEY = "unknown_key"
+"""The type of a validation error whose message says all there is to say about a key."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,16 @@ class Document:
     def place(self, path: Iterable[str | int]) -> str:
         """``file:line: key.path`` of the deepest part of ``path`` that the document has."""
         whole = tuple(path)
-        known = whole
+        name = key_name(whole)
+        place = f"{self.file}:{self.line(whole)}"
+        return f"{place}: {name}" if name else place
+
+    def line(self, path: Iterable[str | int]) -> int:
+        """The line of the deepest part of ``path`` that the document has."""
+        known = tuple(path)
         while known and known not in self.lines:
             known = known[:-1]
-        line = self.lines.get(known, 1)
-        name = key_name(whole)
-        return f"{self.file}:{line}: {name}" if name else f"{self.file}:{line}"
+        return self.lines.get(known, 1)
 
     def fault(self, path: Iterable[str | int], problem: str) -> Fault:
         """A fault at a key of this document."""
@@ -59,6 +68,24 @@ def key_name(path: Iterable[str | int]) -> str:
     return name
 
 
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, cut where it is long."""
+    return _SHORT.repr(value)
+
+
+def near(name: str, allowed: Iterable[str]) -> str:
+    """``did you mean 'density'? `` for a misspelt name; empty where nothing is close."""
+    names = {one.lower(): one for one in allowed}
+    close = difflib.get_close_matches(str(name).lower(), names, n=1)
+    return f"did you mean {names[close[0]]!r}? " if close else ""
+
+
+def unknown_key(name: str, allowed: Iterable[str]) -> str:
+    """What to say of a key that does not exist."""
+    names = list(allowed)
+    return f"unknown key; {near(name, names)}allowed: {', '.join(names)}"
+
+
 def read_documents(text: str, file: str, error: type[InputError]) -> list[Document]:
     """Parse a YAML text of one or more documents.
 
@@ -67,32 +94,34 @@ def read_documents(text: str, file: str, error: type[InputError]) -> list[Docume
         file: the name to use in messages.
         error: what to raise on a syntax error, a duplicate key or an unsafe tag.
     """
-    loader = _Loader(text)
     documents: list[Document] = []
+    faults: list[Fault] = []
     try:
-        while loader.check_node():
-            node = loader.get_node()
+        loader = _Loader(text)
+        while loader.check_node() and (node := loader.get_node()) is not None:
             lines: dict[KeyPath, int] = {(): node.start_mark.line + 1}
-            faults: list[Fault] = []
+            found = len(faults)
             _collect(node, (), lines, faults, file)
-            if faults:
-                raise error(faults)
-            documents.append(Document(loader.construct_document(node), lines, file))
+            if len(faults) == found:
+                documents.append(Document(loader.construct_document(node), lines, file))
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         place = f"{file}:{mark.line + 1}" if mark else file
-        raise error([Fault(place, f"not valid YAML: {problem.problem}")]) from problem
-    except yaml.YAMLError as problem:
-        raise error([Fault(file, f"not valid YAML: {problem}")]) from problem
-    finally:
-        loader.dispose()
+        text = " ".join(part for part in (problem.context, problem.problem) if part)
+        faults.append(Fault(place, f"not valid YAML: {text}"))
+    except (yaml.YAMLError, ValueError) as problem:  # such as the date 2024-13-45
+        faults.append(Fault(file, f"not valid YAML: {' '.join(str(problem).split())}"))
+    if faults:
+        raise error(faults)
     return [document for document in documents if document.data is not None]
 
 
 def read_document(path: Path, error: type[InputError]) -> Document:
     """Read a file that must hold exactly one YAML document."""
     documents = read_documents(read_text(path, error), str(path), error)
-    if len(documents) != 1:
+    if not documents:
+        raise error([Fault(str(path), "is empty")])
+    if len(documents) > 1:
         raise error([Fault(str(path), f"holds {len(documents)} YAML documents; 1 is expected")])
     return documents[0]
 
@@ -109,26 +138,59 @@ def read_text(path: Path, error: type[InputError]) -> str:
 
 def validation_faults(problem: ValidationError, document: Document) -> list[Fault]:
     """Pydantic's errors as faults with the lines of the keys that they are about."""
-    return [_validation_fault(detail, document) for detail in problem.errors()]
+    return [document.fault(path, text) for path, text in validation_problems(problem)]
 
 
-def _validation_fault(detail: Any, document: Document) -> Fault:
-    path = tuple(part for part in detail["loc"] if _is_key(part, detail["loc"]))
-    kind, found = detail["type"], detail.get("input")
+def validation_problems(problem: ValidationError) -> list[tuple[KeyPath, str]]:
+    """Pydantic's errors: key paths and what is wrong there, in this program's words."""
+    return [_validation_problem(detail) for detail in problem.errors()]
+
+
+def _validation_problem(detail: Any) -> tuple[KeyPath, str]:
+    path = tuple(part for part in detail["loc"] if not _is_tag(part))
+    kind, message, found = detail["type"], detail["msg"], detail.get("input")
     if kind == "extra_forbidden":
-        return document.fault(path, "unknown key")
+        return path, "unknown key"
     if kind == "missing":
-        return document.fault(path, "is missing and required")
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if isinstance(found, (str, int, float, bool)) and repr(found) not in message:
-        message = f"{found!r} is refused: {message}"
-    return document.fault(path, message)
+        return path, "is missing and required"
+    for theirs, ours in _WORDS:
+        message = re.sub(theirs, ours, message)
+    if kind in (UNKNOWN_KEY, "conflict") or "is refused" in message:
+        return path, message
+    return path, f"{shown(found)} is refused: {message}"
 
 
-def _is_key(part: str | int, _loc: object) -> bool:
+_WORDS = (
+    (r"^Value error, ", ""),
+    (r"^Input should (?=\S)", "must "),
+    (r"^(String|List|Tuple|Dictionary) should ", "must "),
+    (r"a valid (tuple|list|array)$", "a list"),
+    (r"a valid dictionary( or instance of \w+)?$", "a mapping"),
+    (r"a valid boolean$", "true or false"),
+    (r"a valid integer$", "a whole number"),
+    (r"a valid number$", "a number"),
+    (r"a valid string$", "a string"),
+    (r"greater than or equal to", "at least"),
+    (r"less than or equal to", "at most"),
+    (r"greater than", "above"),
+    (r"less than", "below"),
+    (r" after validation, not \d+$", ""),
+)
+"""Pydantic's words and ours."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
+
+
+def _is_tag(part: str | int) -> bool:
     # Pydantic puts the names of union members and validators among the keys.
-    return isinstance(part, int) or not re.search(r"[\[\](]|^(function-|is-instance)", part)
+    return isinstance(part, str) and bool(_TAG.match(part))
+
+
+_TAG = re.compile(
+    r"(function-\w+|is-instance|list|tuple|set|dict|union|literal|chain|[\w-]+-or-\w+)\["
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -137,8 +199,8 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+    re.compile(r"^[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
 
 
@@ -148,8 +210,14 @@ def _collect(
     lines: dict[KeyPath, int],
     faults: list[Fault],
     file: str,
+    above: tuple[yaml.Node, ...] = (),
 ) -> None:
-    """Record the line of every key below ``node``; report keys that stand twice."""
+    """Record the line of every key below ``node``; report keys that stand twice, and circles."""
+    if any(node is other for other in above):
+        place = f"{file}:{lines[path]}: {key_name(path)}"
+        faults.append(Fault(place, "refers to itself"))
+        return
+    above = (*above, node)
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -159,8 +227,8 @@ def _collect(
                 faults.append(Fault(place, f"stands twice; first on line {seen[name]}"))
             seen[name] = line
             lines[(*path, name)] = line
-            _collect(value, (*path, name), lines, faults, file)
+            _collect(value, (*path, name), lines, faults, file, above)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*path, index)] = value.start_mark.line + 1
-            _collect(value, (*path, index), lines, faults, file)
+            _collect(value, (*path, index), lines, faults, file, above)

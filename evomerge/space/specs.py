@@ -1,0 +1,212 @@
+"""The sections of a search space."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+from evomerge.documents import shown
+from evomerge.references import ModelReference
+from evomerge.space.methods import method_problem
+from evomerge.space.settings import (
+    DensitySetting,
+    EpsilonSetting,
+    LambdaSetting,
+    PerModel,
+    Range,
+    WeightSetting,
+)
+from evomerge.space.strict import Conflict, Strict
+
+Real = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Count = Annotated[StrictInt, Field(ge=1)]
+Natural = Annotated[StrictInt, Field(ge=0)]
+Text = Annotated[StrictStr, Field(min_length=1)]
+
+
+def reference_data(reference: ModelReference) -> Any:
+    """A model as mergekit writes it: a string, or a mapping where a path has an ``@`` or ``+``."""
+    if ModelReference.parse(str(reference)) == reference:
+        return str(reference)
+    data: dict[str, Any] = {"model": {"path": reference.path, "revision": reference.revision}}
+    if reference.lora is not None:
+        data["lora"] = {"path": reference.lora, "revision": reference.lora_revision}
+    return data
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+def _known_method(value: Any) -> str:
+    problem = method_problem(value)
+    if problem:
+        raise ValueError(problem)
+    return str(value)
+
+
+def _metric(value: Any) -> str:
+    """lm-eval's ``metric`` or ``metric,filter``, without spaces around the names."""
+    names = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
+    if len(names) not in (1, 2) or not all(re.fullmatch(r"\S+", name) for name in names):
+        raise ValueError(f"{shown(value)} is refused: must be a metric, or metric,filter")
+    return ",".join(names)
+
+
+Model = Annotated[
+    ModelReference, PlainValidator(ModelReference.parse), PlainSerializer(reference_data)
+]
+MethodName = Annotated[str, PlainValidator(_known_method)]
+MetricText = Annotated[str, PlainValidator(_metric)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_or_more)]
+
+
+class LayerSpec(Strict):
+    """How values may differ along the depth of a model. At most one of the first two is given.
+
+    Args:
+        groups: how many layer groups have values of their own (with ``smooth``: knots).
+        size: instead, how many layers are in a group; must divide the number of layers.
+        smooth: values between the knots are interpolated, instead of constant in each group.
+    """
+
+    groups: Count | None = None
+    size: Count | None = None
+    smooth: StrictBool = False
+
+    @classmethod
+    def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:
+        if fields.get("groups") is not None and fields.get("size") is not None:
+            yield ("size",), "groups is given too; write one of the two"
+
+
+class GenomeSpec(Strict):
+    """What may vary. A parameter that is absent keeps the method's default everywhere.
+
+    Args:
+        layers: along the depth.
+        filters: parts of tensor names whose tensors have values of their own; the first that
+            matches holds, and the tensors that match none share a set ("rest").
+        weight: of each fine-tuned model; may be negative.
+        density: share of a task vector that is kept, in (0, 1].
+        lambda_: factor of the summed task vectors, one for the whole model (``lambda`` in YAML).
+        epsilon: half-width of DELLA's keep probabilities, in [0, 0.5). Where 0 < density − epsilon
+            and density + epsilon < 1 do not hold, it is cut down until they do.
+        normalize, rescale: as in recipes; None is the method's default.
+    """
+
+    layers: LayerSpec = LayerSpec()
+    filters: tuple[Text, ...] = ()
+    weight: WeightSetting = PerModel(Range(0.0, 1.0))
+    density: DensitySetting | None = None
+    lambda_: LambdaSetting | None = Field(default=None, alias="lambda")
+    epsilon: EpsilonSetting | None = None
+    normalize: StrictBool | None = None
+    rescale: StrictBool | None = None
+
+    @classmethod
+    def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:
+        filters = fields.get("filters", ())
+        for index, name in enumerate(filters):
+            earlier = next((other for other in filters[:index] if other in name), None)
+            if name == "*":
+                yield ("filters", index), "'*' is refused: tensors without a filter are 'rest'"
+            elif "/" in name:
+                yield ("filters", index), f"{name!r} is refused: names of tensors have no '/'"
+            elif earlier is not None:
+                reason = f"{name!r} has no effect: {earlier!r} before it takes all its tensors"
+                yield ("filters", index), reason
+
+
+class TaskSpec(Strict):
+    """One task of the fitness. In YAML a task's bare name will do.
+
+    Args:
+        task: a name that lm-eval knows or that a folder of ``include_path`` defines.
+        metric: ``acc``, ``acc_norm``, or with one of the task's filters
+            ``exact_match,strict-match``.
+        weight: its share of the fitness; negative to minimise.
+        items: how many items the search sees; None is all that are not held out.
+        num_fewshot: examples before each question; None is what the task says.
+        holdout_task: the task whose items are held out, where it is not this one.
+        order: ``random`` is a seeded subset, ``first`` the first items as lm-eval's ``limit``.
+    """
+
+    task: Text
+    metric: MetricText = "acc"
+    weight: Real = 1.0
+    items: Count | None = None
+    num_fewshot: Natural | None = None
+    holdout_task: Text | None = None
+    order: Literal["random", "first"] = "random"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, data: Any) -> Any:
+        return {"task": data} if isinstance(data, str) else data
+
+    @property
+    def metric_name(self) -> str:
+        """The metric without its filter."""
+        return self.metric.partition(",")[0]
+
+    @property
+    def metric_filter(self) -> str | None:
+        """The filter whose answers are judged; None where the metric names none."""
+        return self.metric.partition(",")[2] or None
+
+
+class HoldoutSpec(Strict):
+    """The items that the search never sees.
+
+    Args:
+        items: how many of each task; None is all that the search leaves.
+    """
+
+    items: Count | None = None
+
+
+class SearchSettings(Strict):
+    """How the space is searched.
+
+    Args:
+        sampler: who proposes the candidates.
+        seed: of the sampler and of the choice of items.
+        sigma: CMA-ES's first standard deviation as a share of a gene's range, in (0, 1].
+        population: candidates per generation, at least 2; None leaves it to the sampler.
+        random_init: genes begin at random places (seeded), not where the space says.
+    """
+
+    sampler: Literal["cmaes", "tpe", "random"] = "cmaes"
+    seed: Natural = 0
+    sigma: Annotated[Real, Field(gt=0, le=1)] = 0.15
+    population: Annotated[StrictInt, Field(ge=2)] | None = None
+    random_init: StrictBool = False
+
+
+class ResourceSpec(Strict):
+    """What a search may take; None leaves it to the machine.
+
+    Args:
+        gpus: for each worker; a fraction shares one.
+        cpus: for each worker.
+        workers: how many run at once.
+    """
+
+    gpus: Annotated[Real, Field(ge=0)] | None = None
+    cpus: Annotated[Real, Field(gt=0)] | None = None
+    workers: Count | None = None
