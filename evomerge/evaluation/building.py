@@ -42,6 +42,7 @@ def build_items(
     max_length: int,
     part: Part = "search",
     holdout_items: int | None = None,
+    every_metric: bool = False,
 ) -> ItemSet:
     """Load the tasks, choose their documents, build and tokenise the requests.
 
@@ -52,12 +53,14 @@ def build_items(
         max_length: the model's longest input in tokens (:func:`context_length`).
         part: ``holdout`` for documents that the search part of the same requests leaves over, or
             for those of each request's ``holdout_task``.
-        holdout_items: per request; ``None`` for all that there are.
+        holdout_items: per request; ``None`` for all that there are. A request for all items leaves
+            so many for the held-out part.
+        every_metric: the requests' metrics are not looked at; for scores that nobody sums up.
 
     Raises:
         TaskError: everything that is wrong with the requests, at once.
     """
-    build = _Build(setting, tokenizer, max_length, part, holdout_items)
+    build = _Build(setting, tokenizer, max_length, part, holdout_items, every_metric)
     return build.items(requests)
 
 
@@ -95,12 +98,14 @@ class _Build:
         max_length: int,
         part: Part,
         holdout_items: int | None,
+        every_metric: bool,
     ) -> None:
         self._setting = setting
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._part = part
         self._holdout_items = holdout_items
+        self._every_metric = every_metric
         self._faults = _Faults()
         self._notes: list[str] = []
 
@@ -146,7 +151,7 @@ class _Build:
         names: dict[str, Iterable[MetricName]] = dict(reported)
         names |= {group.name: group_shares(group, reported, sizes) for group in groups}
         resolved = []
-        for request in requests:
+        for request in requests if not self._every_metric else ():
             find = partial(find_metric, request.metric, dict.fromkeys(names[request.task]))
             metric = self._faults.attempt(find, f"task {request.task}")
             resolved.append(replace(request, metric=metric or request.metric))

@@ -27,7 +27,8 @@ def choose(
         sizes: leaf task → number of its evaluation documents, each at least 1.
         request: how many, in which order, by which seed.
         part: ``search``, or ``holdout`` for documents that the search part leaves over.
-        holdout_items: how many in all; ``None`` for all that are left.
+        holdout_items: how many in all; ``None`` for all that are left. A request for all documents
+            leaves so many.
 
     Returns:
         leaf task → positions of its documents, ascending, without repetition.
@@ -36,7 +37,7 @@ def choose(
         TaskError: there are too few documents.
     """
     place = f"task {request.task}"
-    searched = _search_counts(sizes, request, place)
+    searched = _search_counts(sizes, request, place, holdout_items)
     orders = {name: _order(name, size, request) for name, size in sizes.items()}
     if part == "search":
         return {name: _ascending(orders[name][: searched[name]]) for name in sizes}
@@ -72,11 +73,18 @@ def proportional(total: int, capacities: Sequence[int]) -> list[int]:
     return counts
 
 
-def _search_counts(sizes: Mapping[str, int], request: TaskRequest, place: str) -> dict[str, int]:
+def _search_counts(
+    sizes: Mapping[str, int], request: TaskRequest, place: str, holdout_items: int | None
+) -> dict[str, int]:
     total = sum(sizes.values())
     wanted = request.items
-    if wanted is None:
+    if wanted is None and (holdout_items is None or request.holdout_task is not None):
         return dict(sizes)
+    if wanted is None:
+        wanted = total - (holdout_items or 0)
+        if wanted < len(sizes):
+            reason = f"{holdout_items} held-out items leave {max(wanted, 0)} of {total} documents"
+            raise TaskError.at(place, f"{reason} to search on; hold out fewer")
     if wanted < 1:
         raise TaskError.at(f"{place}: items", f"{wanted} items; write at least 1")
     if request.order == "first":  # lm-eval's `limit`: so many of each member task, or all it has

@@ -255,3 +255,25 @@ def test_notes_say_what_is_no_fault(build: Build, folder: TaskFolder) -> None:
     assert build([TaskRequest("some")]).notes == (
         "task some: scored as the plain mean of its tasks",
     )
+
+
+def test_all_items_leave_those_that_are_held_out() -> None:
+    sizes = {"a": 30, "b": 10}
+    request = TaskRequest("group")
+    searched, held_out = (choose(sizes, request, part, 8) for part in ("search", "holdout"))
+    for name, size in sizes.items():
+        assert sorted(searched[name] + held_out[name]) == list(range(size))
+    assert sum(map(len, held_out.values())) == 8
+    with pytest.raises(TaskError, match="40 held-out items leave 0 of 40 documents"):
+        choose(sizes, request, "search", 40)
+    assert choose(sizes, TaskRequest("group", holdout_task="other"), "search", 8) == {
+        "a": tuple(range(30)),
+        "b": tuple(range(10)),
+    }
+
+
+def test_every_metric_needs_no_metric_that_is_reported(build: Build, folder: TaskFolder) -> None:
+    task = worlds.add_choices(folder, "choices", count=8)
+    request = TaskRequest(task, MetricName("no_such_metric"), items=3)
+    assert "no_such_metric" in faults_of(lambda: build([request]))
+    assert len(build([request], every_metric=True)) == 3
