@@ -67,8 +67,11 @@ def _table(space: SearchSpace, genome: Mapping[str, float], num_layers: int) -> 
         knots = table.setdefault(site.parameter, {}).setdefault(site.label, {})
         value = _value(genome, site.name, site.setting)
         knots.setdefault(site.part, []).append(value)
-    if METHODS[space.merge_method].widens and "density" in table:
+    method = METHODS[space.merge_method]
+    if method.widens and "density" in table:
         table["epsilon"] = _legal_epsilons(table)
+    if not method.needs_base and space.genome.normalize is not False:
+        _blend_equally_where_all_are_zero(space, table["weight"])
     return table
 
 
@@ -97,6 +100,21 @@ def _legal_epsilons(table: Table) -> dict[str, dict[str | None, Knots]]:
         }
         for label, components in table["density"].items()
     }
+
+
+def _blend_equally_where_all_are_zero(
+    space: SearchSpace, weights: dict[str, dict[str | None, Knots]]
+) -> None:
+    """Give models equal weights where a normalized blend would divide nothing by nothing.
+
+    A sampler that keeps to its bounds often ends on them, so this corner is no rarity.
+    """
+    searched = [label for label in weights if isinstance(space.genome.weight.of(label), Range)]
+    for part, knots in next(iter(weights.values())).items():
+        for group in range(len(knots)):
+            if all(components[part][group] == 0 for components in weights.values()):
+                for label in searched:
+                    weights[label][part][group] = 1.0
 
 
 def _models(space: SearchSpace, table: Table) -> list[dict[str, Any]]:

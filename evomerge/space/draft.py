@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.documents import KeyPath, shown
 from evomerge.references import ModelReference
 from evomerge.space.methods import METHODS
+from evomerge.space.origin import trace
 from evomerge.space.strict import Conflict
 
 
@@ -20,8 +21,8 @@ class Draft:
     Args:
         data: the space's keys and values, unchecked.
         renamed: what the document calls a key; see ``Origin``.
-        faults: what is wrong and no longer to be seen in the data.
-        notes: what has no effect.
+        faults: what is wrong and cannot be seen in the data alone. Paths are the document's.
+        notes: what has no effect. Paths are the document's.
     """
 
     data: dict[str, Any]
@@ -51,18 +52,15 @@ class Draft:
         method = METHODS.get(str(self.data.get("merge_method")))
         if method is None or not method.needs_base or not isinstance(models, list):
             return
+        if not isinstance(base, ModelReference):
+            return
         kept = [index for index, model in enumerate(models) if model != base]
-        for index in set(range(len(models))) - set(kept):
+        there = [trace(("models", index), self.renamed) for index in range(len(models))]
+        for index in sorted(set(range(len(models))) - set(kept)):
             note = f"'{models[index]}' is the base model, whose task vector is 0; it is left out"
-            self.notes.append((("models", index), note))
-        if len(kept) < len(models) and isinstance(base, ModelReference):
-            self.data["models"] = [models[index] for index in kept]
-            there = [self._there(("models", index)) for index in range(len(models))]
-            self.renamed.update({("models", new): there[old] for new, old in enumerate(kept)})
-
-    def _there(self, path: KeyPath) -> KeyPath:
-        above = self.renamed.get(path[:-1], path[:-1])
-        return self.renamed.get(path, (*above, path[-1]))
+            self.notes.append((there[index], note))
+        self.data["models"] = [models[index] for index in kept]
+        self.renamed.update({("models", new): there[old] for new, old in enumerate(kept)})
 
     def _model(self, path: KeyPath, value: Any, folders: Sequence[Path]) -> Any:
         """The model where it lies; what is no model is left as it is, to be refused later."""
@@ -79,7 +77,7 @@ class Draft:
             if name and _is_local(name) and not Path(name).is_dir():
                 seen = " or ".join(str(folder) for folder in folders)
                 problem = f"{shown(name)} is refused: there is no such folder, seen from {seen}"
-                self.faults.append((path, problem))
+                self.faults.append((trace(path, self.renamed), problem))
         return reference
 
     def _tasks(self, value: Any, folder: Path) -> None:

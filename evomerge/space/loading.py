@@ -5,17 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from evomerge.documents import read_document, shown, validation_problems
+from evomerge.documents import Document, read_document, shown, validation_problems
 from evomerge.errors import Fault, SpaceError
 from evomerge.space.draft import Draft
 from evomerge.space.evolve import is_evolve, translate
 from evomerge.space.methods import METHODS
 from evomerge.space.model import SearchSpace
 from evomerge.space.origin import Origin
+from evomerge.space.strict import Conflict
 
 
 class SpaceWarning(UserWarning):
@@ -58,8 +58,8 @@ def load_space(path: str | Path) -> SearchSpace:
     origin = Origin(document, draft.renamed)
     space = _validated(draft, origin)
     space.remember(origin)
-    for path_, text in (*draft.notes, *_notes(space)):
-        warnings.warn(str(origin.fault(path_, text)), SpaceWarning, stacklevel=2)
+    for place, text in (*draft.notes, *_notes(space, origin)):
+        warnings.warn(str(document.fault(place, text)), SpaceWarning, stacklevel=2)
     return space
 
 
@@ -69,24 +69,24 @@ def _validated(draft: Draft, origin: Origin) -> SearchSpace:
     try:
         space = SearchSpace.model_validate(draft.data)
     except ValidationError as problem:
-        problems += validation_problems(problem)
+        found = validation_problems(problem)
+        problems += [(origin.trace(path), text) for path, text in found]
     if problems or space is None:
-        raise SpaceError(_faults(problems, origin))
+        raise SpaceError(_faults(problems, origin.document))
     return space
 
 
-def _faults(problems: list[tuple[Any, str]], origin: Origin) -> list[Fault]:
+def _faults(problems: list[Conflict], document: Document) -> list[Fault]:
     """Each problem once, in the order of the file."""
-    lines = {path: origin.document.line(origin.trace(path)) for path, _ in problems}
-    ordered = sorted(problems, key=lambda problem: lines[problem[0]])
-    return list(dict.fromkeys(origin.fault(path, text) for path, text in ordered))
+    ordered = sorted(problems, key=lambda problem: document.line(problem[0]))
+    return list(dict.fromkeys(document.fault(path, text) for path, text in ordered))
 
 
-def _notes(space: SearchSpace) -> list[tuple[Any, str]]:
+def _notes(space: SearchSpace, origin: Origin) -> list[Conflict]:
     if METHODS[space.merge_method].sparsifies and space.genome.density is None:
         problem = (
-            f"{space.merge_method} without genome.density keeps task vectors whole (density 1); "
+            f"{space.merge_method} without density keeps task vectors whole (density 1); "
             "write density: [0.1, 1.0] to search it"
         )
-        return [(("genome",), problem)]
+        return [(origin.trace(("genome",)), problem)]
     return []

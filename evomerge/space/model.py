@@ -23,6 +23,7 @@ from evomerge.space.specs import (
     MethodName,
     Model,
     Natural,
+    NotEmpty,
     Paths,
     ResourceSpec,
     SearchSettings,
@@ -59,10 +60,10 @@ class SearchSpace(Strict):
 
     hidden: ClassVar[tuple[str, ...]] = ("source",)
 
-    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    models: Annotated[tuple[Model, ...], NotEmpty]
     merge_method: MethodName
     base_model: Model | None = None
-    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[TaskSpec, ...], NotEmpty]
     genome: GenomeSpec = GenomeSpec()
     holdout: HoldoutSpec | None = None
     search: SearchSettings = SearchSettings()
@@ -126,6 +127,9 @@ class SearchSpace(Strict):
 
     def recipe_mapping(self, genome: Mapping[str, float], num_layers: int) -> dict[str, Any]:
         """The recipe that a genome stands for, as plain data in the shape of mergekit's YAML.
+
+        Every genome has one that can be merged: DELLA's epsilon is cut down to what density leaves
+        room for, and a normalized ``linear`` whose weights are all 0 blends its models equally.
 
         Args:
             genome: a value within its bounds for every gene.

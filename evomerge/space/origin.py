@@ -9,6 +9,15 @@ from evomerge.documents import Document, KeyPath
 from evomerge.errors import Fault
 
 
+def trace(path: KeyPath, renamed: Mapping[KeyPath, KeyPath]) -> KeyPath:
+    """The document's path of a key of the space; see ``Origin``."""
+    for length in range(len(path), 0, -1):
+        there = renamed.get(path[:length])
+        if there is not None:
+            return (*there, *path[length:])
+    return path
+
+
 @dataclass(frozen=True)
 class Origin:
     """A space's document, and where its keys are called something else.
@@ -24,11 +33,7 @@ class Origin:
 
     def trace(self, path: KeyPath) -> KeyPath:
         """The document's path of a key of the space."""
-        for length in range(len(path), 0, -1):
-            there = self.renamed.get(path[:length])
-            if there is not None:
-                return (*there, *path[length:])
-        return path
+        return trace(path, self.renamed)
 
     def fault(self, path: KeyPath, problem: str) -> Fault:
         """A fault at a key of the space, as the document calls it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PlainSerializer,
@@ -67,6 +68,14 @@ def _metric(value: Any) -> str:
     return ",".join(names)
 
 
+def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    # Unlike Field(min_length=1), this is not reached where an entry is faulty.
+    if not value:
+        raise ValueError("[] is refused: must have at least 1 entry")
+    return value
+
+
+NotEmpty = AfterValidator(_not_empty)
 Model = Annotated[
     ModelReference, PlainValidator(ModelReference.parse), PlainSerializer(reference_data)
 ]
