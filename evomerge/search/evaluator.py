@@ -7,18 +7,29 @@ run it in their own process.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.evaluation import ItemSet, Scorer, Setting, TaskRequest, build_items, context_length
-from evomerge.merging import MergeEngine
+from evomerge.evaluation import (
+    ItemSet,
+    Scorer,
+    Scores,
+    Setting,
+    TaskRequest,
+    build_items,
+    context_length,
+)
+from evomerge.merging import DTYPES, MergeEngine, staged_engine
 from evomerge.recipe import Recipe
 from evomerge.references import ModelReference
 from evomerge.search.pool import Job, Outcome
 
 if TYPE_CHECKING:
     import torch
+
+_RESAMPLES = 1000  # for the standard errors of metrics that are no mean
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class CandidateEvaluator:
         )
         self._tokenizer = base.tokenizer()
         self._model: torch.nn.Module = base.load_model(
-            dtype=getattr(torch, plan.dtype), device=self._device
+            dtype=DTYPES[plan.dtype], device=self._device
         )
         self._model.eval()
         self._scorers: dict[str, Scorer] = {}
@@ -110,6 +121,70 @@ class CandidateEvaluator:
             import torch
 
             torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A live model with its tokenizer.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: Hugging Face's.
+        device: where the model is.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: str
+
+
+def live_model(
+    source: ModelReference | Sequence[Recipe],
+    dtype: str | None = None,
+    device: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """A stored model, or the one that a recipe's stages make, merged in memory.
+
+    Args:
+        source: a model, or the stages of a recipe.
+        dtype: a key of ``merging.DTYPES``; None is the checkpoint's or the recipe's type.
+        device: ``cpu``, ``cuda``; None is the accelerator where there is one.
+        trust_remote_code: whether models may bring their own code.
+
+    Raises:
+        InputError: a model or a recipe is wrong.
+    """
+    import torch
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = DTYPES[dtype] if dtype else None
+    if isinstance(source, ModelReference):
+        stored = Checkpoint.open(source, trust_remote_code=trust_remote_code)
+        return LoadedModel(stored.load_model(dtype=wanted, device=where), stored.tokenizer(), where)
+    engine = staged_engine(source, {}, trust_remote_code=trust_remote_code, device=where)
+    model = engine.like.load_model(dtype=engine.dtype(source[-1]), device=where)
+    engine.merge_into(model, source[-1])
+    return LoadedModel(model.to(wanted) if wanted else model, engine.like.tokenizer(), where)
+
+
+def score(loaded: LoadedModel, requests: Sequence[TaskRequest], setting: Setting) -> Scores:
+    """Every metric of the requests' tasks, with standard errors.
+
+    Raises:
+        TaskError: a task is unknown or cannot be built.
+        TrialError: the model's answers are no numbers.
+    """
+    items = build_items(
+        requests,
+        setting,
+        loaded.tokenizer,
+        max_length=context_length(loaded.model.config, loaded.tokenizer),
+        every_metric=True,
+    )
+    scorer = Scorer(loaded.model, loaded.tokenizer, items, device=loaded.device)
+    return scorer.score(bootstrap=_RESAMPLES)
 
 
 def items_of(plan: EvaluatorPlan, tokenizer: Any, config: Any, part: str) -> ItemSet:

@@ -6,15 +6,16 @@ items of every task; gathers what is wrong with any of it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, compare
-from evomerge.errors import Fault, InputError
+from evomerge.errors import CheckpointError, Fault, InputError, SpaceError
 from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
-from evomerge.merging import layout_of
+from evomerge.merging import DTYPES, layout_of
 from evomerge.recipe import Recipe, resolve
 from evomerge.search.baselines import baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, items_of
@@ -51,10 +52,17 @@ class Preparation:
     holdout_items: ItemSet | None
     notes: tuple[str, ...]
 
+    @property
+    def parameters(self) -> int:
+        """How many elements the models' tensors have."""
+        base = self.checkpoints[0]
+        return sum(math.prod(base.shape(name)) for name in base.names)
+
+    @property
     def worker_bytes(self) -> int:
         """Memory for one worker's models: base, fine-tuned models, and the live model."""
         resident = sum(checkpoint.nbytes for checkpoint in self.checkpoints)
-        return resident + _live_bytes(self.checkpoints[0], self.plan.dtype)
+        return resident + self.parameters * DTYPES[self.plan.dtype].itemsize
 
 
 class _Faults:
@@ -93,8 +101,6 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     Raises:
         InputError: everything that is wrong, at once; its subclass if all is of one kind.
     """
-    from evomerge.errors import CheckpointError
-
     faults = _Faults()
     checkpoints = _open_all(space, faults)
     if checkpoints:
@@ -109,12 +115,14 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     notes: list[str] = []
     search_items, held_out = _items(plan, base, hold_out, faults, notes)
     faults.check()
+    if not genes:
+        raise SpaceError([space.fault(("genome",), "nothing varies: every value is fixed")])
     return Preparation(
         space=space,
         checkpoints=tuple(checkpoints),
         num_layers=base.num_layers,
         genes=tuple(genes),
-        baselines=tuple(planned),
+        baselines=tuple(planned or ()),
         plan=plan,
         search_items=search_items,
         holdout_items=held_out,
@@ -221,14 +229,3 @@ def _items(
                 + "; ".join(str(fault) for fault in problem.faults)
             )
     return search_items, None
-
-
-def _live_bytes(base: Checkpoint, dtype: str) -> int:
-    width = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
-    elements = 0
-    for name in base.names:
-        count = 1
-        for size in base.shape(name):
-            count *= size
-        elements += count
-    return elements * width

@@ -1,0 +1,298 @@
+"""The verbs, for Python: what the command line calls, and nothing but."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.errors import Fault, StudyError
+from evomerge.references import ModelReference
+
+if TYPE_CHECKING:
+    from evomerge.evaluation import Scores, TaskRequest
+    from evomerge.merging import MergeSummary
+    from evomerge.recipe import Recipe
+    from evomerge.report import StudyReport
+    from evomerge.search.estimate import Estimate
+    from evomerge.search.loop import Observer, Progress
+    from evomerge.search.preparation import Preparation
+    from evomerge.search.session import SearchOutcome
+    from evomerge.search.storage import TrialRecord
+    from evomerge.space import SearchSpace
+
+TRIALS = 200
+"""How many trials a search has, where nobody says otherwise."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A run of a study and where its files are.
+
+    Args:
+        study: the study, to read.
+        folder: its files.
+        outcome: how the run ended.
+    """
+
+    study: StudyReport
+    folder: Path
+    outcome: SearchOutcome
+
+
+def check(space: SearchSpace | str | Path, *, include_path: Sequence[Path] = ()) -> Preparation:
+    """Find a space's models and tasks and check that they fit; nothing is merged or scored.
+
+    Raises:
+        InputError: everything that is wrong.
+    """
+    from evomerge.search.preparation import prepare
+
+    return prepare(_space(space, include_path))
+
+
+def load_study(study: str | Path, storage: str | None = None) -> StudyReport:
+    """A study by its name, its folder, or its name in a storage elsewhere (an Optuna URL)."""
+    from evomerge.report import open_study
+
+    return open_study(study, storage)
+
+
+def export(
+    study: str | Path,
+    out: Path | None = None,
+    *,
+    trial: int | None = None,
+    storage: str | None = None,
+) -> Recipe:
+    """The recipe of a trial (the best one by default), written to ``out`` if that is given.
+
+    Raises:
+        StudyError: there is no such study or trial, or ``out`` exists.
+    """
+    recipe = load_study(study, storage).recipe(trial)
+    if out is not None:
+        _write_new(out, recipe.to_yaml())
+    return recipe
+
+
+def merge(
+    recipe: str | Path | Recipe | Sequence[Recipe],
+    out: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    max_shard_bytes: int = 5_000_000_000,
+    device: str = "cpu",
+) -> MergeSummary:
+    """Merge a recipe and write the model, ready for ``from_pretrained``.
+
+    Args:
+        recipe: a recipe, a file of one or several, or several in the order of their stages.
+        out: the model's folder; must not exist, or be empty.
+        trust_remote_code: whether models may bring their own code.
+        max_shard_bytes: size of a weight file at most.
+        device: where the arithmetic is done.
+
+    Raises:
+        InputError: a recipe or a model is wrong, or ``out`` is taken.
+    """
+    from evomerge.merging import write_merge
+
+    return write_merge(
+        _recipes(recipe),
+        Path(out),
+        trust_remote_code=trust_remote_code,
+        max_shard_bytes=max_shard_bytes,
+        device=device,
+    )
+
+
+def search(
+    space: SearchSpace | str | Path,
+    *,
+    trials: int = TRIALS,
+    workers: int | None = None,
+    study: str | None = None,
+    storage: str | None = None,
+    seed: int | None = None,
+    timeout: float | None = None,
+    ray_address: str | None = None,
+    include_path: Sequence[Path] = (),
+    fresh: bool = False,
+    resources: Mapping[str, float | None] | None = None,
+    observer: Observer | None = None,
+    announce: Callable[[Preparation, StudyReport], None] | None = None,
+) -> SearchResult:
+    """Search a space; go on with its study if there is one.
+
+    Args:
+        space: a space, or its file.
+        trials: how many trials the study is to have in all.
+        workers: how many run at once; None is as many as there is room for.
+        study: the study's name; None is the space's.
+        storage: an Optuna storage URL; None is SQLite in the study's folder.
+        seed: instead of the space's.
+        timeout: seconds after which no trial is started.
+        ray_address: of a running Ray cluster.
+        include_path: further folders of task definitions.
+        fresh: begin anew; an earlier study of that name is set aside, not deleted.
+        resources: ``cpus`` and ``gpus`` of each worker, instead of the space's.
+        observer: is told of each finished trial.
+        announce: is called once everything is checked, before the first trial.
+
+    Raises:
+        EvomergeError: see the rooms'.
+    """
+    from evomerge.report import StudyFiles, StudyReport
+    from evomerge.search.loop import Budget
+    from evomerge.search.opening import open_for_search, set_aside, study_folder
+    from evomerge.search.preparation import prepare, with_resources, worker_resources
+    from evomerge.search.session import Session
+    from evomerge.search.workers import RayPool
+
+    space = _space(space, include_path, seed, resources)
+    name = study or space.name
+    folder = study_folder(name)
+    prepared = prepare(space)
+    share = worker_resources(space, workers)
+    with folder.lock():
+        if fresh:
+            set_aside(folder, name, storage)
+            folder.make()
+        store = open_for_search(prepared, folder, name, storage)
+        files = StudyFiles(folder, store)
+        if announce:
+            announce(prepared, StudyReport(store))
+
+        def observed(record: TrialRecord | None, progress: Progress) -> None:
+            if record is not None:
+                files.update(progress)
+            if observer:
+                observer(record, progress)
+
+        def pool() -> RayPool:
+            return RayPool(with_resources(prepared.plan, share), share, address=ray_address)
+
+        outcome = Session(prepared, store, pool, Budget(trials, timeout), observed).run()
+        files.finish(outcome.progress)
+    return SearchResult(StudyReport(store), folder.path, outcome)
+
+
+def evaluate(
+    model: str | Path | Recipe,
+    tasks: Sequence[str | TaskRequest],
+    *,
+    items: int | None = None,
+    num_fewshot: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+    apply_chat_template: bool = False,
+    include_path: Sequence[Path] = (),
+    trust_remote_code: bool = False,
+) -> Scores:
+    """Score a model, or the model that a recipe makes, on lm-eval tasks.
+
+    Args:
+        model: a folder, a hub name, a recipe or a recipe's file (merged in memory).
+        tasks: names, with every metric that they report, or requests.
+        items: documents per task, drawn by the seed; None is all.
+        num_fewshot: examples before each question; None is what the task says.
+        seed: of the draw.
+        dtype: ``float32``, ``bfloat16``, ``float16``; None is the checkpoint's or the recipe's.
+        device: ``cpu``, ``cuda``; None is the accelerator where there is one.
+        apply_chat_template: render prompts with the tokenizer's chat template.
+        include_path: folders of task definitions.
+        trust_remote_code: whether the model may bring its own code.
+
+    Raises:
+        InputError: the model, the recipe or a task is wrong.
+        TrialError: the model's answers are no numbers.
+    """
+    from evomerge.evaluation import Setting, TaskRequest
+    from evomerge.search.evaluator import live_model, score
+
+    requests = [
+        TaskRequest(task, items=items, num_fewshot=num_fewshot, seed=seed)
+        if isinstance(task, str)
+        else task
+        for task in tasks
+    ]
+    setting = Setting(
+        apply_chat_template=apply_chat_template,
+        include_path=tuple(Path(folder).resolve() for folder in include_path),
+    )
+    loaded = live_model(_source(model), dtype, device, trust_remote_code=trust_remote_code)
+    return score(loaded, requests, setting)
+
+
+def estimate_search(
+    prepared: Preparation, *, trials: int = TRIALS, workers: int | None = None
+) -> tuple[Estimate, int]:
+    """Lower limits of memory and time, and the number of workers that they are for."""
+    import os
+
+    from evomerge.search.estimate import estimate
+    from evomerge.search.preparation import with_resources, worker_resources
+
+    share = worker_resources(prepared.space, workers)
+    plan = with_resources(prepared.plan, share)
+    count = share.workers or max(1, int((os.cpu_count() or 1) / share.cpus))
+    limits = estimate(
+        prepared,
+        trials=trials,
+        workers=count,
+        device=plan.device or "cpu",
+        threads=plan.threads or 1,
+    )
+    return limits, count
+
+
+def _space(
+    space: SearchSpace | str | Path,
+    include_path: Sequence[Path] = (),
+    seed: int | None = None,
+    resources: Mapping[str, float | None] | None = None,
+) -> SearchSpace:
+    """A space, read if it is a file, with what the caller says instead of it."""
+    from evomerge.space import load_space
+
+    if isinstance(space, (str, Path)):
+        space = load_space(space)
+    changes: dict[str, Any] = {}
+    if include_path:
+        folders = tuple(Path(folder).resolve() for folder in include_path)
+        changes["include_path"] = (*space.include_path, *folders)
+    if seed is not None:
+        changes["search"] = space.search.model_copy(update={"seed": seed})
+    given = {name: value for name, value in (resources or {}).items() if value is not None}
+    if given:
+        changes["resources"] = space.resources.model_copy(update=given)
+    return space.model_copy(update=changes)
+
+
+def _source(model: str | Path | Recipe) -> ModelReference | Sequence[Recipe]:
+    """A model's name, or the stages of a recipe."""
+    if isinstance(model, (str, Path)) and not Path(model).is_file():
+        return ModelReference.parse(str(model))
+    return _recipes(model)
+
+
+def _recipes(recipe: str | Path | Recipe | Sequence[Recipe]) -> Sequence[Recipe]:
+    from evomerge.recipe import Recipe, load_recipes
+
+    if isinstance(recipe, Recipe):
+        return [recipe]
+    return load_recipes(Path(recipe)) if isinstance(recipe, (str, Path)) else recipe
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that must not exist yet."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as problem:
+        raise StudyError([Fault(str(path), "exists; it is not overwritten")]) from problem
+    except OSError as problem:
+        raise StudyError([Fault(str(path), f"cannot be written: {problem.strerror}")]) from problem

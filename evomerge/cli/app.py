@@ -1,0 +1,220 @@
+"""The commands and their options; each command's work is in a module of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evomerge import __version__
+from evomerge.cli.output import errors_told
+
+app = typer.Typer(
+    name="evomerge",
+    help="Search for the merge of language models that keeps the best of each.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Space = Annotated[Path, typer.Argument(help="The search space (YAML).", show_default=False)]
+Study = Annotated[
+    str, typer.Argument(help="A study's name (in studies/) or its folder.", show_default=False)
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Optuna storage URL, for a study kept elsewhere than in its folder."),
+]
+IncludePath = Annotated[
+    list[Path] | None,
+    typer.Option(help="A folder of lm-eval task definitions; may be given several times."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let models bring their own code.")
+]
+
+
+def main() -> None:
+    """The entry point."""
+    # The tokenizer's own threads and ours would fight over the cores, and warn about forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"evomerge {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@errors_told
+def search(
+    space: Space,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Trials that the study is to have in all.")
+    ] = 200,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Workers at once; else one per GPU, or one per CPU core."),
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="The study's name; else the space's.")] = None,
+    storage: Storage = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the space's.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which no trial is started.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster ('auto' finds the local one).")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each worker; a fraction shares one.")
+    ] = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPU cores of each worker.")] = None,
+    include_path: IncludePath = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew; the old study is set aside.")
+    ] = False,
+) -> None:
+    """Search a space. The same command again goes on where it stopped."""
+    from evomerge.cli.searching import run_search
+
+    run_search(
+        space,
+        trials=trials,
+        workers=workers,
+        study=study,
+        storage=storage,
+        seed=seed,
+        timeout=timeout,
+        ray_address=ray_address,
+        resources={"gpus": gpus, "cpus": cpus},
+        include_path=include_path or [],
+        fresh=fresh,
+    )
+
+
+@app.command()
+@errors_told
+def check(
+    space: Space,
+    include_path: IncludePath = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="As for search: for the estimates.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="As for search: for the estimates.")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Check a space: models, shapes, vocabularies, tasks, genes, items, memory and time."""
+    from evomerge.cli.checking import run_check
+
+    run_check(space, include_path or [], workers=workers, trials=trials, as_json=as_json)
+
+
+@app.command()
+@errors_told
+def best(study: Study, storage: Storage = None, as_json: Json = False) -> None:
+    """Show a study's best trial, its baselines and the held-out outcome."""
+    from evomerge.cli.reading import show_best
+
+    show_best(study, storage, as_json=as_json)
+
+
+@app.command()
+@errors_told
+def export(
+    study: Study,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="A trial's number; else the best one.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new file; else the terminal.")
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Export a trial's recipe, in mergekit's YAML."""
+    from evomerge.cli.reading import export_recipe
+
+    export_recipe(study, trial, output, storage)
+
+
+@app.command()
+@errors_told
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The model's folder, new.", show_default=False)],
+    max_shard_size: Annotated[
+        str, typer.Option(help="Size of a weight file at most, such as 500MB or 5GB.")
+    ] = "5GB",
+    device: Annotated[str, typer.Option(help="Where the arithmetic is done: cpu, cuda.")] = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Merge a recipe and write the model."""
+    from evomerge.cli.merging import run_merge
+
+    run_merge(recipe, out, max_shard_size, device, trust_remote_code=trust_remote_code)
+
+
+@app.command()
+@errors_told
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A model (folder or hub name) or a recipe.", show_default=False)
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="lm-eval tasks, with commas between them.", show_default=False)
+    ],
+    items: Annotated[
+        int | None, typer.Option(min=1, help="Items per task, drawn by the seed; else all.")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; else the checkpoint's.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; else the GPU if any.")] = None,
+    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template")] = False,
+    include_path: IncludePath = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Score a model or a recipe on lm-eval tasks."""
+    from evomerge.cli.evaluating import run_evaluate
+
+    run_evaluate(
+        model,
+        [task.strip() for task in tasks.split(",") if task.strip()],
+        as_json=as_json,
+        items=items,
+        num_fewshot=num_fewshot,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        apply_chat_template=apply_chat_template,
+        include_path=include_path or [],
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@app.command()
+@errors_told
+def dashboard(
+    study: Study,
+    storage: Storage = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+) -> None:
+    """Watch a study in the Optuna dashboard, on 127.0.0.1."""
+    from evomerge.cli.watching import run_dashboard
+
+    run_dashboard(study, storage, port)
+
+

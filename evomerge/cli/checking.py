@@ -1,0 +1,109 @@
+"""``evomerge check``: everything about a space that can be known before a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.table import Table
+
+from evomerge.cli.output import duration, print_json, size, stdout, tell_error
+from evomerge.errors import InputError
+
+if TYPE_CHECKING:
+    from evomerge.search.estimate import Estimate
+    from evomerge.search.preparation import Preparation
+
+
+def run_check(
+    space: Path, include_path: Sequence[Path], *, workers: int | None, trials: int, as_json: bool
+) -> None:
+    """Check, print, exit with 1 on any fault."""
+    from evomerge.api import check, estimate_search
+    from evomerge.cli.searching import quiet_libraries
+
+    quiet_libraries()
+    try:
+        prepared = check(space, include_path=include_path)
+    except InputError as problem:
+        if as_json:
+            faults = [{"place": f.place, "problem": f.problem} for f in problem.faults]
+            print_json({"ok": False, "faults": faults})
+        else:
+            tell_error(problem)
+        raise typer.Exit(1) from None
+    limits, share = estimate_search(prepared, trials=trials, workers=workers)
+    if as_json:
+        print_json(_as_json(prepared, limits, share))
+    else:
+        _show(prepared, limits, share, trials)
+
+
+def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str, Any]:
+    held_out = prepared.holdout_items
+    return {
+        "ok": True,
+        "space": str(prepared.space.source),
+        "merge_method": prepared.space.merge_method,
+        "models": [
+            {
+                "model": str(checkpoint.reference),
+                "bytes": checkpoint.nbytes,
+                "layers": checkpoint.num_layers,
+                "vocabulary": checkpoint.vocab_size,
+            }
+            for checkpoint in prepared.checkpoints
+        ],
+        "genes": [
+            {"name": gene.name, "low": gene.low, "high": gene.high} for gene in prepared.genes
+        ],
+        "baselines": [baseline.label for baseline in prepared.baselines],
+        "items": {"search": len(prepared.search_items), "holdout": len(held_out or ())},
+        "tasks": dict(prepared.search_items.versions),
+        "workers": workers,
+        "at_least": {
+            "worker_bytes": limits.worker_bytes,
+            "trial_seconds": limits.trial_seconds,
+            "search_seconds": limits.search_seconds,
+        },
+        "notes": list(prepared.notes),
+    }
+
+
+def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) -> None:
+    models = Table("model", "size", "layers", "vocabulary", title="models", title_justify="left")
+    for checkpoint in prepared.checkpoints:
+        models.add_row(
+            str(checkpoint.reference),
+            size(checkpoint.nbytes),
+            str(checkpoint.num_layers),
+            str(checkpoint.vocab_size),
+        )
+    tasks = Table("task", "metric", "weight", "search items", title="tasks", title_justify="left")
+    counts = {name: len(ids) for name, ids in prepared.search_items.samples.items()}
+    for request in prepared.search_items.requests:
+        count = counts.get(request.task, request.items)
+        tasks.add_row(request.task, str(request.metric), f"{request.weight:g}", str(count))
+    stdout.print(models, tasks)
+    held_out = prepared.holdout_items
+    stdout.print(
+        f"{len(prepared.genes)} genes: {_some([gene.name for gene in prepared.genes])}\n"
+        f"{len(prepared.baselines)} baselines: {_some([b.label for b in prepared.baselines])}\n"
+        f"{len(prepared.search_items)} search items, {len(held_out or ())} held-out items\n"
+        f"At least {size(limits.worker_bytes)} of memory for the models of each of {workers} "
+        f"workers, {limits.trial_seconds:.2g} s per trial, {duration(limits.search_seconds)} for "
+        f"{trials} trials (arithmetic and bytes alone, at this machine's measured "
+        f"{limits.rate / 1e9:.0f} GFLOP/s and {limits.bandwidth / 1e9:.1f} GB/s per worker)",
+        highlight=False,
+    )
+    for note in prepared.notes:
+        stdout.print(f"[yellow]Note:[/] {note}", highlight=False)
+    stdout.print("[green]Everything fits.[/]")
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    if len(names) <= most:
+        return ", ".join(names)
+    return ", ".join(names[:most]) + f" and {len(names) - most} more"

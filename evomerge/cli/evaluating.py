@@ -1,0 +1,45 @@
+"""``evomerge evaluate``: a model's or a recipe's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from evomerge.cli.output import print_json, stdout
+
+if TYPE_CHECKING:
+    from evomerge.evaluation import Scores
+
+
+def run_evaluate(model: str, tasks: Sequence[str], *, as_json: bool, **options: Any) -> None:
+    """Score and print, every metric with its standard error."""
+    from evomerge.api import evaluate
+    from evomerge.cli.searching import quiet_libraries
+
+    quiet_libraries()
+    scores = evaluate(model, tasks, **options)
+    if as_json:
+        print_json({"model": model, "tasks": _as_json(scores)})
+        return
+    table = Table("task", "items", "metric", "value", "± standard error")
+    for task, score in scores.tasks.items():
+        for metric, value in score.metrics.items():
+            error = "" if value.stderr is None else f"{value.stderr:.4f}"
+            count = str(len(score.doc_ids)) if score.doc_ids else ""
+            table.add_row(task, count, str(metric), f"{value.value:.4f}", error)
+    stdout.print(table)
+
+
+def _as_json(scores: Scores) -> dict[str, Any]:
+    return {
+        task: {
+            "items": len(score.doc_ids),
+            "metrics": {
+                str(metric): {"value": value.value, "stderr": value.stderr}
+                for metric, value in score.metrics.items()
+            },
+        }
+        for task, score in scores.tasks.items()
+    }

@@ -1,0 +1,168 @@
+"""``evomerge search``: the live display, Ctrl-C, and the closing words."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.cli.output import INTERRUPTED, duration, size, stderr, stdout
+
+if TYPE_CHECKING:
+    from evomerge.api import SearchResult
+    from evomerge.report import StudyReport
+    from evomerge.search.loop import Progress
+    from evomerge.search.preparation import Preparation
+    from evomerge.search.storage import TrialRecord
+
+
+def run_search(space: Path, **options: Any) -> None:
+    """Search, show, and say how it ended."""
+    from evomerge.api import search
+
+    quiet_libraries()
+    stderr.print("Checking models and tasks …")
+    display = Display()
+    try:
+        with display:
+            result = search(space, observer=display.observe, announce=display.announce, **options)
+    except KeyboardInterrupt:
+        stderr.print("Stopped. The same command goes on where it stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+    close(result)
+    if result.outcome.stopped == "asked":
+        raise typer.Exit(INTERRUPTED)
+
+
+class Display:
+    """One line that is kept current, and a line for each trial that matters."""
+
+    def __init__(self) -> None:
+        self._live = Live(console=stderr, refresh_per_second=4, transient=True)
+        self._best: int | None = None
+        self._shown = False
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            self._live.stop()
+
+    def announce(self, prepared: Preparation, study: StudyReport) -> None:
+        """Say what is about to be searched, and how far an earlier run came."""
+        for note in prepared.notes:
+            stderr.print(f"[yellow]Note:[/] {note}")
+        held_out = prepared.holdout_items
+        stderr.print(
+            f"{prepared.space.merge_method} of {len(prepared.space.models)} models, "
+            f"{len(prepared.genes)} genes, {len(prepared.search_items)} search items, "
+            f"{len(held_out) if held_out else 'no'} held-out items, "
+            f"{size(prepared.worker_bytes)} of models per worker"
+        )
+        done = sum(1 for trial in study.trials if trial.finished)
+        if done:
+            stderr.print(f"Going on with study [bold]{study.name}[/]: {done} trials are finished.")
+        else:
+            stderr.print(f"Study [bold]{study.name}[/]: starting the workers …")
+        self._live.start()
+        self._shown = True
+
+    def observe(self, record: TrialRecord | None, progress: Progress) -> None:
+        """A trial is finished, or time has passed."""
+        if record is not None:
+            self._line(record, progress)
+        self._live.update(_status(progress))
+
+    def _line(self, record: TrialRecord, progress: Progress) -> None:
+        name = record.label or f"trial {record.number}"
+        if record.state == "failed":
+            stderr.print(f"  [red]{name} failed:[/] {record.failure}", highlight=False)
+            return
+        best = progress.best is not None and progress.best.number != self._best
+        if best and progress.best is not None:
+            self._best = progress.best.number
+        if best or record.kind == "baseline":
+            mark = "[green]best so far[/]" if best else "[dim]baseline[/]"
+            seconds = sum(record.seconds.values())
+            stderr.print(
+                f"  {record.number:>4}  {name:<24} {record.fitness:.4f}  {mark}"
+                f"  [dim]{seconds:.2f} s[/]",
+                highlight=False,
+            )
+
+
+def close(result: SearchResult) -> None:
+    """The closing words: what was found, whether it is a win, what to do next."""
+    from evomerge.report import verdict_words
+
+    outcome, study = result.outcome, result.study
+    command = f"evomerge best {study.name}"
+    if outcome.stopped == "asked":
+        stderr.print(
+            f"Stopped after {outcome.progress.finished} of {outcome.progress.total} trials; all "
+            "of them are kept. The same command goes on where it stopped."
+        )
+        return
+    stdout.print(summary_table(study))
+    if outcome.verdict is not None:
+        stdout.print(verdict_words(outcome.verdict), highlight=False)
+    else:
+        stdout.print(f"Not proved: {outcome.no_verdict}.", highlight=False)
+    stdout.print(
+        f"\nFiles: {result.folder}/ (best.yaml, trials.csv, heldout.json, provenance.json)\n"
+        f"Again: {command}\n"
+        f"Model: evomerge merge {result.folder}/best.yaml OUT",
+        highlight=False,
+    )
+
+
+def summary_table(study: StudyReport) -> Table:
+    """Baselines and the best trials, with their scores on the search items."""
+    trials = [trial for trial in study.trials if trial.state == "complete"]
+    baselines = [trial for trial in trials if trial.kind == "baseline"]
+    searched = [trial for trial in trials if trial.kind != "baseline"]
+    searched.sort(key=lambda trial: -(trial.fitness or 0.0))
+    table = Table(title=f"{study.name}: scores on the search items", title_justify="left")
+    table.add_column("trial", justify="right")
+    table.add_column("recipe")
+    table.add_column("fitness", justify="right")
+    tasks = list(trials[0].scores) if trials else []
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for trial in [*baselines, *searched[:3]]:
+        cells = [_first(trial.scores.get(task, {})) for task in tasks]
+        name = trial.label or "searched"
+        table.add_row(str(trial.number), name, f"{trial.fitness:.4f}", *cells)
+    return table
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' chatter out of the display; warnings that matter come from us."""
+    warnings.filterwarnings("ignore")
+    for name in ("lm_eval", "lm-eval", "datasets", "transformers", "filelock", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _status(progress: Progress) -> Text:
+    parts: Sequence[str] = [
+        f"{progress.finished}/{progress.total} trials",
+        f"best {progress.best.fitness:.4f}" if progress.best else "no result yet",
+        f"best baseline {progress.best_baseline.fitness:.4f}" if progress.best_baseline else "",
+        f"{duration(progress.elapsed)} gone",
+        f"about {duration(progress.remaining)} left" if progress.remaining is not None else "",
+    ]
+    return Text("  " + " · ".join(part for part in parts if part))
+
+
+def _first(metrics: Any) -> str:
+    for value, _stderr in metrics.values():
+        return f"{value:.3f}"
+    return ""

@@ -1,0 +1,23 @@
+"""The maths of merging, the engine that merges into a live model, and writing a merged model."""
+
+from __future__ import annotations
+
+from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.export import MergeSummary, staged_engine, write_merge
+from evomerge.merging.layout import layout_of, make_layout
+from evomerge.merging.masks import uniform
+from evomerge.merging.methods import merge
+from evomerge.merging.sources import MergedModel
+
+__all__ = [
+    "DTYPES",
+    "MergeEngine",
+    "MergeSummary",
+    "MergedModel",
+    "layout_of",
+    "make_layout",
+    "merge",
+    "staged_engine",
+    "uniform",
+    "write_merge",
+]

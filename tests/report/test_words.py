@@ -1,0 +1,70 @@
+"""The outcome in plain words: a win, a loss, and neither."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evomerge.evaluation import MetricName, Scores, TaskRequest, TaskScore, Value, compare, fitness
+from evomerge.report import verdict_words
+from evomerge.search.storage import TrialRecord
+from evomerge.search.verdict import LOSS, OPEN, WIN, Verdict, judge
+
+ACC = MetricName("acc", "none")
+REQUESTS = (TaskRequest("skill", ACC),)
+
+
+def scores(right: int, of: int = 400) -> Scores:
+    """Right on the first so many items."""
+    items = (np.arange(of) < right).astype(float)
+    value = Value(float(items.mean()), 0.02)
+    return Scores({"skill": TaskScore({ACC: value}, {ACC: items}, tuple(range(of)))})
+
+
+def verdict(winner: int, baseline: int) -> Verdict:
+    searched = TrialRecord(17, "search", "complete", fitness=0.9)
+    plain = TrialRecord(5, "baseline", "complete", fitness=0.6, label="uniform")
+    return judge(
+        (searched, scores(winner)),
+        (plain, scores(baseline)),
+        lambda a, b: compare(a, b, REQUESTS),
+        lambda s: fitness(s, REQUESTS),
+        400,
+    )
+
+
+def test_a_clear_difference_is_a_win() -> None:
+    found = verdict(300, 200)
+    assert found.outcome == WIN
+    assert found.difference == pytest.approx(0.25)
+    words = verdict_words(found)
+    assert words.startswith("A win")
+    assert "trial 17" in words
+    assert "+0.2500 (95 % interval +0.2" in words
+    assert "On the search items the winner had 0.9000; +0.1500 of that did not carry over" in words
+
+
+def test_a_clear_loss_recommends_the_baseline() -> None:
+    found = verdict(200, 300)
+    assert found.outcome == LOSS
+    assert "Use the baseline (uniform, trial 5)" in verdict_words(found)
+
+
+def test_a_small_difference_is_neither() -> None:
+    found = verdict(201, 200)
+    assert found.outcome == OPEN
+    assert verdict_words(found).startswith("Open: the held-out items do not tell")
+
+
+def test_no_interval_is_said() -> None:
+    found = replace(verdict(300, 200), low=None, high=None, outcome=OPEN)
+    words = verdict_words(found)
+    assert "allow no interval" in words
+    assert "95 %" not in words
+
+
+def test_verdict_survives_json() -> None:
+    found = verdict(300, 200)
+    assert Verdict.from_json(found.to_json()) == found
