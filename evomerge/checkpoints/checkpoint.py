@@ -1,0 +1,297 @@
+"""A model as it is stored: names, shapes and types at once, tensors when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.checkpoints.configuration import layer_count, text_section
+from evomerge.checkpoints.folders import ADAPTER_CONFIG, CONFIG, locate
+from evomerge.checkpoints.living import (
+    load_config,
+    load_model,
+    load_model_from,
+    load_tokenizer,
+)
+from evomerge.checkpoints.stored import StoredTensors
+from evomerge.checkpoints.tying import input_embedding
+from evomerge.checkpoints.vocabulary import Vocabulary, read_vocabulary, vocabulary_file
+from evomerge.checkpoints.weights import (
+    Entry,
+    commonest_float,
+    find_weights,
+    read_json,
+)
+from evomerge.errors import CheckpointError, Fault
+from evomerge.references import ModelReference
+
+_BLOCK = 1 << 22
+
+
+class Checkpoint:
+    """A stored model. Made by :meth:`open`.
+
+    Attributes:
+        reference: how it was named.
+        folder: where its weights and configuration lie (a local folder or a hub snapshot).
+        trust_remote_code: whether its own Python code may run.
+        config: ``config.json``; with an adapter that brings embeddings, ``vocab_size`` is theirs.
+    """
+
+    def __init__(
+        self,
+        reference: ModelReference,
+        folder: Path,
+        adapter_folder: Path | None,
+        *,
+        trust_remote_code: bool,
+    ) -> None:
+        self.reference = reference
+        self.folder = folder
+        self.trust_remote_code = trust_remote_code
+        self.config = _read_config(folder, reference)
+        self._fingerprint: str | None = None
+        self._stored = StoredTensors(find_weights(folder), self._has_tied_head, adapter_folder)
+        if adapter_folder is not None and "vocab_size" in self.config:
+            self.config["vocab_size"] = self.vocab_size
+
+    @classmethod
+    def open(
+        cls, reference: ModelReference | str, *, trust_remote_code: bool = False
+    ) -> Checkpoint:
+        """Find a model and read the headers of its files.
+
+        Args:
+            reference: ``path[@revision][+lora[@revision]]``: folders, or names on the hub, which
+                is asked only where there is no such folder (and never with ``HF_HUB_OFFLINE``).
+            trust_remote_code: whether the model's own Python code may run when it is loaded.
+
+        Raises:
+            CheckpointError: it cannot be found or read, is quantised, or its adapter is not
+                supported or does not fit.
+        """
+        model = _parsed(reference)
+        folder = locate(model.path, model.revision, trust_remote_code=trust_remote_code)
+        adapter = locate(model.lora, model.lora_revision) if model.lora else None
+        return cls(model, folder, adapter, trust_remote_code=trust_remote_code)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.reference)!r})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is stored, numbers in natural order (layer 2 before layer 10).
+
+        Left out are a tied tensor's second copy (an output head equal to the embeddings) and
+        buffers that every model makes anew (rotary frequencies, causal masks).
+        """
+        return tuple(self._stored.entries)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a tensor is stored, or is another name of one that is."""
+        return isinstance(name, str) and self._stored.stored_name(name) is not None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; a tied tensor may be asked for by either of its names."""
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's stored type."""
+        return self._entry(name).dtype
+
+    def tensor(self, name: str, *, check: bool = False) -> torch.Tensor:
+        """A tensor, on the CPU, in its stored type and in memory of its own.
+
+        Args:
+            name: one of ``names``, or a tied tensor's other name.
+            check: refuse NaN and infinity.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it holds NaN or infinity.
+        """
+        stored = self._require(name)
+        tensor = self._stored.read(stored)
+        if check:
+            self._check_finite(stored, tensor)
+        return tensor
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The floating type of most stored elements, whatever the configuration says."""
+        return commonest_float(self._stored.entries.values())
+
+    @cached_property
+    def num_layers(self) -> int:
+        """The number of layers: the configuration's, else that of the repeated block's names."""
+        count = layer_count(self.config)
+        if count is not None:
+            return count
+        numbers = [re.search(r"(?:^|\.)(\d+)\.", name) for name in self._stored.entries]
+        return max((int(found[1]) + 1 for found in numbers if found), default=0)
+
+    @property
+    def embedding(self) -> str | None:
+        """The tensor with a row per token; None where that cannot be told from the names."""
+        return input_embedding(self._stored.entries)
+
+    @property
+    def vocab_size(self) -> int:
+        """The height of the input embedding (which may exceed the tokenizer's vocabulary)."""
+        if self.embedding is not None:
+            return self.shape(self.embedding)[0]
+        return int(text_section(self.config).get("vocab_size", 0))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the stored tensors in bytes."""
+        return sum(entry.nbytes for entry in self._stored.entries.values())
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that the tensors come from, an adapter's and its configuration included."""
+        own, adapter = self._stored.weights.files, self._stored.adapter
+        if adapter is None:
+            return own
+        return (*own, *adapter.weights.files, adapter.folder / ADAPTER_CONFIG)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the bytes of ``weight_files``, one after the other; computed once.
+
+        For a model in one file it is that file's own (``sha256sum model.safetensors``).
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for path in self.weight_files:
+                for block in _blocks(path):
+                    digest.update(block)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies: with the adapter if that brings one."""
+        adapter = self._stored.adapter
+        if adapter is not None and vocabulary_file(adapter.folder) is not None:
+            return adapter.folder
+        return self.folder
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """Tokens and their numbers; None where the tokenizer's files do not tell in plain text."""
+        return read_vocabulary(self.tokenizer_folder)
+
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be loaded.
+        """
+        return load_tokenizer(self.tokenizer_folder, str(self.reference), self.trust_remote_code)
+
+    def model_config(self) -> Any:
+        """transformers' configuration object.
+
+        Raises:
+            CheckpointError: transformers does not know such a model, or it needs code of its own.
+        """
+        config = load_config(self.folder, str(self.reference), self.trust_remote_code)
+        if self.reference.lora is not None and "vocab_size" in self.config:
+            config.vocab_size = self.config["vocab_size"]
+        return config
+
+    def load_model(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> torch.nn.Module:
+        """The model, alive, with these weights (the adapter's change included).
+
+        It is in evaluation mode, needs no gradients, and owns its memory: each parameter is
+        allocated once and may be written to in place.
+
+        Args:
+            dtype: of the parameters; None is ``torch_dtype``.
+            device: where they lie.
+
+        Raises:
+            CheckpointError: transformers cannot build it, or weights are missing.
+        """
+        config, place = self.model_config(), str(self.reference)
+        dtype = dtype or self.torch_dtype
+        if self._stored.adapter is None:
+            model = load_model(self.folder, config, place, self.trust_remote_code, dtype)
+        else:
+            state = {name: self._stored.read(name, keep=False) for name in self.names}
+            model = load_model_from(
+                state, self.folder, config, place, self.trust_remote_code, dtype
+            )
+        return model.to(device)
+
+    def _has_tied_head(self) -> bool:
+        for section in (self.config, text_section(self.config)):
+            if "tie_word_embeddings" in section:
+                return bool(section["tie_word_embeddings"])
+        # Files leave out what is the default, and that differs between kinds of models.
+        try:
+            config = load_config(self.folder, str(self.reference), self.trust_remote_code)
+        except CheckpointError:
+            # transformers does not know the model; then what is stored counts as it stands.
+            return False
+        return bool(getattr(config, "tie_word_embeddings", False))
+
+    def _require(self, name: str) -> str:
+        stored = self._stored.stored_name(name)
+        if stored is None:
+            raise CheckpointError([Fault(str(self.reference), f"has no tensor {name}")])
+        return stored
+
+    def _entry(self, name: str) -> Entry:
+        return self._stored.entries[self._require(name)]
+
+    def _check_finite(self, name: str, tensor: torch.Tensor) -> None:
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            return
+        # The extremes are NaN if any element is, and need no memory of the tensor's size.
+        low, high = torch.aminmax(tensor)
+        if bool(torch.isfinite(low) & torch.isfinite(high)):
+            return
+        nans, bad = int(tensor.isnan().sum()), int((~tensor.isfinite()).sum())
+        problem = f"{bad} of {tensor.numel()} elements are not finite ({nans} NaN)"
+        place = f"{self.reference}: {name}"
+        raise CheckpointError([Fault(place, f"{problem}; file {self._stored.weights.path(name)}")])
+
+
+def _parsed(reference: ModelReference | str) -> ModelReference:
+    try:
+        return ModelReference.parse(reference)
+    except ValueError as problem:
+        raise CheckpointError([Fault(repr(reference), str(problem))]) from problem
+
+
+def _read_config(folder: Path, model: ModelReference) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            problem = f"is an adapter, not a model; name it after its base: base+{model.path}"
+        else:
+            problem = f"has no {CONFIG}; a folder that transformers' save_pretrained wrote has one"
+        raise CheckpointError([Fault(str(folder), problem)])
+    config = read_json(folder / CONFIG)
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "quantization_config")
+        problem = f"is quantised ({method}); merge the model that it was made from"
+        raise CheckpointError([Fault(str(model), problem)])
+    return config
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except OSError as problem:
+        fault = Fault(str(path), f"cannot be read: {problem.strerror}")
+        raise CheckpointError([fault]) from problem

@@ -1,0 +1,244 @@
+"""A model written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.configuration import written_config
+from evomerge.checkpoints.folders import COMPANIONS, CONFIG, is_weights
+from evomerge.checkpoints.partial import PartialFolder, sync_folder
+from evomerge.checkpoints.shards import ShardWriter, entry_room, write_synced
+from evomerge.errors import CheckpointError, Fault
+
+_MAX_HEADER = 1 << 20
+
+
+@dataclass(frozen=True)
+class WrittenModel:
+    """What was written.
+
+    Args:
+        folder: the model's folder.
+        weight_files: names of the files with its tensors.
+        nbytes: size of the tensors.
+        parameters: number of their elements.
+    """
+
+    folder: Path
+    weight_files: tuple[str, ...]
+    nbytes: int
+    parameters: int
+
+
+def write_model(
+    out: Path | str,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    like: Checkpoint,
+    torch_dtype: torch.dtype | None = None,
+    num_layers: int | None = None,
+    layers: Sequence[int] | None = None,
+    files: Mapping[str, str] | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    total_bytes: int | None = None,
+) -> WrittenModel:
+    """Write a model that transformers loads: weights, configuration, tokenizer, further files.
+
+    Everything goes into a hidden folder beside ``out``, down to the disk, and takes its name in one
+    step at the end. Whatever goes wrong before, ``out`` is as it was and the hidden folder is
+    removed; after a kill, the next writing of the same ``out`` removes it.
+
+    Args:
+        out: the folder; it must not exist, or be empty. Its parents are made.
+        tensors: name and tensor, read one at a time and written as they are (any device).
+        like: the model whose configuration, tokenizer, chat template and generation settings the
+            new one has.
+        torch_dtype: what the configuration says; None is the type of most elements.
+        num_layers: the new number of layers; None is that of ``layers``, else ``like``'s.
+        layers: for each new layer the one of ``like`` whose settings it has, for models whose
+            layers differ (``layer_types``).
+        files: further texts by name (``README.md``).
+        max_shard_bytes: size of one weight file, in bytes; a larger tensor has a file of its own.
+        total_bytes: size of all tensors, if known: then a disk that is too small is refused first.
+
+    Raises:
+        CheckpointError: ``out`` is taken or cannot be written, or the disk is full.
+        ValueError: a tensor comes twice, there is none, or ``files`` names what is written anyway.
+    """
+    target = Path(os.path.abspath(Path(out).expanduser()))
+    extras = _checked_files(files or {}, max_shard_bytes)
+    changed = layers if layers is not None else num_layers
+    written_config(like.config, like.torch_dtype, changed, str(like.reference))
+    _check_target(target)
+    _check_space(target, total_bytes)
+    with _unfinished(target) as partial:
+        written, dtype = _write_weights(partial.path, tensors, like, max_shard_bytes, target)
+        config = written_config(like.config, torch_dtype or dtype, changed, str(like.reference))
+        with _plainly(target):
+            _write_small_files(partial.path, like, config, extras)
+            partial.become(target)
+    return WrittenModel(target, *written)
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[PartialFolder]:
+    """A folder to fill; it is removed, with the parents made for it, if that is not finished."""
+    made = [parent for parent in target.parents if not parent.exists()]
+    try:
+        with _plainly(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = PartialFolder.beside(target)
+        try:
+            yield partial
+        except BaseException:
+            partial.remove()
+            raise
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _write_weights(
+    folder: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    like: Checkpoint,
+    max_shard_bytes: int,
+    target: Path,
+) -> tuple[tuple[tuple[str, ...], int, int], torch.dtype]:
+    room = entry_room({name: len(like.shape(name)) for name in like.names})
+    writer = ShardWriter(folder, max_shard_bytes, min(room, _MAX_HEADER))
+    seen: set[str] = set()
+    try:
+        for name, tensor in tensors:
+            if name in seen:
+                raise ValueError(f"the tensor {name} comes twice")
+            seen.add(name)
+            with _plainly(target):
+                writer.add(name, tensor)
+        if not seen:
+            raise ValueError("there is no tensor to write")
+        with _plainly(target):
+            names = writer.finish()
+    finally:
+        writer.abandon()
+    floating = {d: n for d, n in writer.elements_by_dtype.items() if d.is_floating_point}
+    dtype = max(floating, key=lambda kind: floating[kind]) if floating else like.torch_dtype
+    return (names, writer.nbytes, writer.elements), dtype
+
+
+def _write_small_files(
+    folder: Path, like: Checkpoint, config: Mapping[str, object], extras: Mapping[str, str]
+) -> None:
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_synced(folder / CONFIG, text.encode())
+    for name, source in _companions(like).items():
+        if name not in extras:
+            copy = folder / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_synced(copy, source.read_bytes())
+    for name, content in extras.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(path, content.encode())
+    for inner in folder.rglob("*"):
+        if inner.is_dir():
+            sync_folder(inner)
+    sync_folder(folder)
+
+
+def _companions(like: Checkpoint) -> dict[str, Path]:
+    """The files that go with the weights; an adapter's tokenizer before its base's."""
+    found: dict[str, Path] = {}
+    patterns = (*COMPANIONS, *(["*.py"] if "auto_map" in like.config else []))
+    folders = [like.folder]
+    if like.tokenizer_folder != like.folder:
+        # A mixture of two tokenizers' files would be a third tokenizer.
+        patterns = tuple(p for p in patterns if p in ("generation_config.json", "*.py"))
+        folders.append(like.tokenizer_folder)
+    for folder in folders:
+        for pattern in patterns:
+            found |= {str(p.relative_to(folder)): p for p in folder.glob(pattern) if p.is_file()}
+        patterns = tuple(p for p in COMPANIONS if p != "generation_config.json")
+    return found
+
+
+def _checked_files(files: Mapping[str, str], max_shard_bytes: int) -> dict[str, str]:
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes is {max_shard_bytes}; at least 1 is needed")
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f"{name!r} is no name of a file in the model's folder")
+        if name == CONFIG or is_weights(name) or name.endswith(".safetensors.index.json"):
+            raise ValueError(f"{name!r} is written from the tensors and the configuration")
+    return dict(files)
+
+
+def _check_target(target: Path) -> None:
+    if target.is_symlink() or os.path.ismount(target):
+        kind = "a link" if target.is_symlink() else "a mount point"
+        problem = f"is {kind}, which a finished folder cannot replace; name a folder inside it"
+        raise CheckpointError([Fault(str(target), problem)])
+    if target.is_dir():
+        with _plainly(target):
+            held = sorted(path.name for path in target.iterdir())
+        if held:
+            problem = f"exists and holds {', '.join(held[:3])}{' …' if len(held) > 3 else ''}"
+            fault = Fault(str(target), f"{problem}; name a new folder, nothing is overwritten")
+            raise CheckpointError([fault])
+    elif target.exists():
+        raise CheckpointError([Fault(str(target), "is a file; name a new folder")])
+    above = _existing_parent(target)
+    if not above.is_dir():
+        raise CheckpointError([Fault(str(target), f"cannot be made: {above} is a file")])
+
+
+def _existing_parent(target: Path) -> Path:
+    return next(parent for parent in target.parents if os.path.lexists(parent))
+
+
+def _check_space(target: Path, total_bytes: int | None) -> None:
+    if total_bytes is None:
+        return
+    above = _existing_parent(target)
+    with _plainly(target):
+        free = shutil.disk_usage(above).free
+    if total_bytes > free:
+        problem = f"needs {_size(total_bytes)}, but {above} has {_size(free)} left"
+        raise CheckpointError([Fault(str(target), f"{problem}; free some, or write elsewhere")])
+
+
+@contextmanager
+def _plainly(target: Path) -> Iterator[None]:
+    """Say what the file system refused, in words that help."""
+    try:
+        yield
+    except OSError as problem:
+        parent = target.parent
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = (
+                f"no space is left in {parent}; nothing was kept; free some, or write elsewhere"
+            )
+        elif problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            reason = "was filled by somebody else meanwhile; nothing is overwritten"
+        elif problem.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            reason = f"cannot be written: {parent} is read-only for you ({problem.strerror})"
+        else:
+            reason = f"cannot be written: {problem.strerror or problem}"
+        raise CheckpointError([Fault(str(target), reason)]) from problem
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
