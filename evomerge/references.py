@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,22 @@ class ModelReference:
             text += f"+{self.lora}" + (f"@{self.lora_revision}" if self.lora_revision else "")
         return text
 
+    def as_data(self) -> str | dict[str, Any]:
+        """What a YAML file says: the string form, or the mapping where that would be misread.
+
+        A path with ``@`` or ``+`` is, and one called ``union`` or ``base`` where a tokenizer's
+        source is named.
+        """
+        text = str(self)
+        chunks = text.split("+")
+        plain = len(chunks) <= 2 and all(chunk.count("@") <= 1 for chunk in chunks)
+        if plain and text not in ("union", "base") and _reads_as(text, self):
+            return text
+        data: dict[str, Any] = {"model": _path_data(self.path, self.revision)}
+        if self.lora is not None:
+            data["lora"] = _path_data(self.lora, self.lora_revision)
+        return data
+
     def located(self, folder: Path) -> ModelReference:
         """The same model with relative local folders made absolute, seen from ``folder``.
 
@@ -109,7 +126,19 @@ def _tail(path: str, depth: int) -> str:
 
 def _locate(path: str, folder: Path) -> str:
     candidate = folder / Path(path).expanduser()
-    return str(candidate.resolve()) if candidate.is_dir() else path
+    # Not resolve(): a link's own name is the model's label, wherever it leads.
+    return os.path.abspath(candidate) if candidate.is_dir() else path
+
+
+def _reads_as(text: str, reference: ModelReference) -> bool:
+    try:
+        return ModelReference.parse(text) == reference
+    except ValueError:
+        return False
+
+
+def _path_data(path: str, revision: str | None) -> dict[str, str]:
+    return {"path": path} if revision is None else {"path": path, "revision": revision}
 
 
 def _split_revision(text: str) -> tuple[str, str | None]:

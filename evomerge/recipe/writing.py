@@ -33,7 +33,7 @@ def to_mapping(recipe: Recipe) -> Plain:
     if recipe.modules is not None:
         data["modules"] = {module.name: _module(module, recipe) for module in recipe.modules}
     data["merge_method"] = recipe.merge_method
-    data["base_model"] = recipe.base_model and _reference(recipe.base_model)
+    data["base_model"] = recipe.base_model and recipe.base_model.as_data()
     data["parameters"] = _parameters(recipe.parameters)
     data["dtype"], data["out_dtype"] = recipe.dtype, recipe.out_dtype
     data["tokenizer_source"] = _maybe_model(recipe.tokenizer_source)
@@ -56,7 +56,7 @@ def _bare(recipe: Recipe) -> Plain:
 def _source(source: Source) -> Plain:
     return _set(
         {
-            "model": _reference(source.model),
+            "model": source.model.as_data(),
             "layer_range": source.layers and list(source.layers),
             "parameters": _parameters(source.parameters),
         }
@@ -97,23 +97,7 @@ def _values(case: Case) -> Any:
 
 
 def _maybe_model(model: str | ModelReference | None) -> Any:
-    return _reference(model) if isinstance(model, ModelReference) else model
-
-
-def _reference(model: ModelReference) -> str | Plain:
-    """``path@revision+lora``, or the mapping form where that text would be read otherwise."""
-    text = str(model)
-    chunks = text.split("+")
-    plain = len(chunks) <= 2 and all(chunk.count("@") <= 1 for chunk in chunks)
-    try:
-        if plain and ModelReference.parse(text) == model and text not in ("union", "base"):
-            return text
-    except ValueError:
-        pass
-    lora = _set({"path": model.lora, "revision": model.lora_revision})
-    return _set(
-        {"model": _set({"path": model.path, "revision": model.revision}), "lora": lora or None}
-    )
+    return model.as_data() if isinstance(model, ModelReference) else model
 
 
 def _tokenizer(tokenizer: Tokenizer) -> Plain:
@@ -128,7 +112,7 @@ def _tokenizer(tokenizer: Tokenizer) -> Plain:
 
 
 def _token(token: TokenEmbedding) -> Plain:
-    source: Any = token.model and _reference(token.model)
+    source: Any = token.model and token.model.as_data()
     if token.zero:
         source = {"kind": "zero"}
     elif token.token is not None:

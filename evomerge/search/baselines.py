@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from evomerge.recipe import Recipe
+from evomerge.recipe import METHODS, Recipe
 from evomerge.references import ModelReference, labels
 from evomerge.search.storage import PlannedBaseline
 
@@ -52,7 +52,9 @@ def _planned(
     num_layers: int,
     model: ModelReference | None,
 ) -> PlannedBaseline:
-    genome = space.encode(num_layers, weights)
+    # A model as it is needs every element and lambda 1; a blend takes what the space has nearest.
+    exact = {} if model is None else {"density": 1.0, "lambda_": 1.0}
+    genome = space.encode(num_layers, weights, **exact)
     if genome is not None:
         return PlannedBaseline(label, decode(space, genome, num_layers), genome)
     mapping = _one_model(space, model) if model else _blend(space, weights)
@@ -63,7 +65,7 @@ def _one_model(space: SearchSpace, model: ModelReference) -> dict[str, Any]:
     """A model as it is: a blend of one."""
     return {
         "merge_method": "linear",
-        "models": [{"model": str(model), "parameters": {"weight": 1.0}}],
+        "models": [{"model": model.as_data(), "parameters": {"weight": 1.0}}],
         **_types(space),
     }
 
@@ -74,14 +76,14 @@ def _blend(space: SearchSpace, weights: Mapping[str, float]) -> dict[str, Any]:
     mapping = {
         "merge_method": space.merge_method,
         "models": [
-            {"model": str(model), "parameters": {"weight": weights[names[model]]}}
+            {"model": model.as_data(), "parameters": {"weight": weights[names[model]]}}
             for model in space.models
         ],
         "mask_seed": space.mask_seed,
         **_types(space),
     }
-    if space.base_model is not None:
-        mapping["base_model"] = str(space.base_model)
+    if space.base_model is not None and METHODS[space.merge_method].needs_base:
+        mapping["base_model"] = space.base_model.as_data()
     switches = {"normalize": space.genome.normalize, "rescale": space.genome.rescale}
     parameters = {name: value for name, value in switches.items() if value is not None}
     return {**mapping, "parameters": parameters} if parameters else mapping

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.documents import shown, unknown_key
 from evomerge.references import ModelReference, labels
 from evomerge.space.methods import METHODS, PARAMETERS
-from evomerge.space.settings import DEFAULT, PerModel, Range, ranges
+from evomerge.space.settings import DEFAULT, PerModel, Range
 from evomerge.space.strict import Conflict
 
 _SWITCHES = ("normalize", "rescale")
@@ -57,11 +57,13 @@ def _genome(fields: Mapping[str, Any]) -> Iterator[Conflict]:
     if "merge_method" in fields:
         yield from _unread(known, fields["merge_method"])
     models = fields.get("models")
-    if models and len(set(models)) == len(models):
-        for parameter in PARAMETERS:
-            if isinstance(known.get(parameter), PerModel):
-                yield from _labels(parameter, known[parameter], list(labels(models).values()))
-    if all(_field(parameter) in known for parameter in PARAMETERS) and not _varies(known):
+    if not models or len(set(models)) != len(models):
+        return
+    names = list(labels(models).values())
+    for parameter in PARAMETERS:
+        if isinstance(known.get(parameter), PerModel):
+            yield from _labels(parameter, known[parameter], names)
+    if all(_field(parameter) in known for parameter in PARAMETERS) and not _varies(known, names):
         problem = "nothing varies: give at least one parameter a range, such as weight: [0.0, 1.0]"
         yield ("genome",), problem
 
@@ -89,12 +91,11 @@ def _labels(parameter: str, setting: PerModel, known: list[str]) -> Iterator[Con
         yield ("genome", parameter), problem
 
 
-def _varies(genome: Mapping[str, Any]) -> bool:
-    for parameter in PARAMETERS:
-        setting = genome[_field(parameter)]
-        if isinstance(setting, Range) or (isinstance(setting, PerModel) and any(ranges(setting))):
-            return True
-    return False
+def _varies(genome: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether any model has a gene; a default that no model falls back to is none."""
+    settings = [genome[_field(parameter)] for parameter in PARAMETERS]
+    per_model = [one.of(name) for one in settings if isinstance(one, PerModel) for name in names]
+    return any(isinstance(setting, Range) for setting in (*settings, *per_model))
 
 
 def _field(key: str) -> str:

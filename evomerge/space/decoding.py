@@ -10,7 +10,6 @@ from evomerge.references import labels
 from evomerge.space.genes import LAMBDA, Gene, count_groups, find_genes, layer_blocks, parts, sites
 from evomerge.space.methods import EPSILON, METHODS
 from evomerge.space.settings import Range, Setting
-from evomerge.space.specs import reference_data
 
 if TYPE_CHECKING:
     from evomerge.space.model import SearchSpace
@@ -119,7 +118,7 @@ def _blend_equally_where_all_are_zero(
 
 def _models(space: SearchSpace, table: Table) -> list[dict[str, Any]]:
     return [
-        {"model": reference_data(model), "parameters": _parameters(space, table, label, None)}
+        {"model": model.as_data(), "parameters": _parameters(space, table, label, None)}
         for model, label in labels(space.models).items()
     ]
 
@@ -130,9 +129,9 @@ def _slices(
     slices = []
     groups = count_groups(space, num_layers)
     for group, (start, stop) in enumerate(layer_blocks(num_layers, groups)):
-        sources = [
+        sources: list[dict[str, Any]] = [
             {
-                "model": reference_data(model),
+                "model": model.as_data(),
                 "layer_range": [start, stop],
                 "parameters": _parameters(space, table, label, group),
             }
@@ -179,7 +178,7 @@ def _base(space: SearchSpace) -> Any | None:
     if base is None:
         return None
     if METHODS[space.merge_method].needs_base or base in space.models:
-        return reference_data(base)
+        return base.as_data()
     return None
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.documents import KeyPath, key_name
 from evomerge.references import ModelReference
-from evomerge.space.specs import reference_data
 
 if TYPE_CHECKING:
     from evomerge.space.model import SearchSpace
@@ -86,7 +85,7 @@ def _shown(value: Any) -> str:
 
 def _moved(reference: ModelReference, folder: Path) -> Any:
     lora = _relative(reference.lora, folder) if reference.lora else None
-    return reference_data(replace(reference, path=_relative(reference.path, folder), lora=lora))
+    return replace(reference, path=_relative(reference.path, folder), lora=lora).as_data()
 
 
 def _relative(path: str, folder: Path) -> str:

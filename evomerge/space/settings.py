@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -213,10 +213,3 @@ def _number(value: Any, limits: Limits) -> float:
     if not limits.hold(number):
         raise ValueError(f"{shown(value)} is refused: must be {limits.text}")
     return number
-
-
-def ranges(parameter: PerModel) -> Iterator[Range]:
-    """The ranges that a parameter has anywhere."""
-    for setting in (parameter.default, *(one for _, one in parameter.models)):
-        if isinstance(setting, Range):
-            yield setting

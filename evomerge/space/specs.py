@@ -39,16 +39,6 @@ Natural = Annotated[StrictInt, Field(ge=0)]
 Text = Annotated[StrictStr, Field(min_length=1)]
 
 
-def reference_data(reference: ModelReference) -> Any:
-    """A model as mergekit writes it: a string, or a mapping where a path has an ``@`` or ``+``."""
-    if ModelReference.parse(str(reference)) == reference:
-        return str(reference)
-    data: dict[str, Any] = {"model": {"path": reference.path, "revision": reference.revision}}
-    if reference.lora is not None:
-        data["lora"] = {"path": reference.lora, "revision": reference.lora_revision}
-    return data
-
-
 def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, str | Path) else value
 
@@ -77,7 +67,7 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 NotEmpty = AfterValidator(_not_empty)
 Model = Annotated[
-    ModelReference, PlainValidator(ModelReference.parse), PlainSerializer(reference_data)
+    ModelReference, PlainValidator(ModelReference.parse), PlainSerializer(ModelReference.as_data)
 ]
 MethodName = Annotated[str, PlainValidator(_known_method)]
 MetricText = Annotated[str, PlainValidator(_metric)]

@@ -58,7 +58,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
         genome["density"] = draw(_per_model(_densities, known))
     if method.widens and draw(st.booleans()):
         genome["epsilon"] = draw(_per_model(_epsilons, known))
-    if not _varies(genome):
+    if not _varies(genome, known):
         genome["weight"] = [0.0, 1.0]
     return SearchSpace.model_validate(
         {
@@ -72,10 +72,13 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     )
 
 
-def _varies(genome: dict[str, Any]) -> bool:
+def _varies(genome: dict[str, Any], names: list[str]) -> bool:
+    """Whether any model has a gene; a default that every model overrides is none."""
     for key in ("weight", "density", "epsilon", "lambda"):
         setting = genome.get(key)
-        entries = list(setting.values()) if isinstance(setting, dict) else [setting]
+        entries = [setting]
+        if isinstance(setting, dict):
+            entries = [setting.get(name, setting["default"]) for name in names]
         if any(isinstance(entry, list) for entry in entries):
             return True
     return False

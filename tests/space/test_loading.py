@@ -314,3 +314,10 @@ def test_the_tables_of_methods_agree() -> None:
         assert method.draws_masks == recipe.draws_masks
         assert (recipe.density, recipe.lambda_) == (1.0, 1.0)
         assert not method.widens or recipe.epsilon == EPSILON
+
+
+def test_default_that_no_model_falls_back_to_is_no_gene(load: Load, small: str) -> None:
+    """Found by Hypothesis: the range was counted although every model had a fixed value."""
+    weights = "weight: {math: 0.3, code: 0.3, chat: 0.3, default: [0, 1]}"
+    with pytest.raises(SpaceError, match="nothing varies"):
+        load(small.replace("density: [0.1, 1.0]", f"density: 0.5\n  {weights}"))
