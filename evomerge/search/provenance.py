@@ -98,12 +98,11 @@ def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], place: st
 
 def _hashed(checkpoint: Checkpoint, known: Mapping[str, Any] | None) -> dict[str, Any]:
     """Hash the weights, unless size and time of every file are those of an earlier hash."""
-    state = _state(Path(checkpoint.folder))
+    state = _state(checkpoint.weight_files)
     if known and known.get("files") == state:
         return dict(known)
     return {"sha256": checkpoint.fingerprint(), "bytes": checkpoint.nbytes, "files": state}
 
 
-def _state(folder: Path) -> list[list[Any]]:
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin"))
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+def _state(files: Sequence[Path]) -> list[list[Any]]:
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
