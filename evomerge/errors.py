@@ -79,5 +79,9 @@ class StudyError(InputError):
     subject = "study"
 
 
+class EvomergeWarning(UserWarning):
+    """Something in an input that is allowed but probably not meant; the command line prints it."""
+
+
 class TrialError(EvomergeError):
     """One candidate could not be merged or scored; the search goes on without it."""

@@ -216,5 +216,3 @@ def dashboard(
     from evomerge.cli.watching import run_dashboard
 
     run_dashboard(study, storage, port)
-
-

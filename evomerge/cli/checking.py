@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from evomerge.cli.output import duration, print_json, size, stdout, tell_error
+from evomerge.cli.output import duration, print_json, quiet_libraries, size, stdout, tell_error
 from evomerge.errors import InputError
+from evomerge.references import labels
 
 if TYPE_CHECKING:
     from evomerge.search.estimate import Estimate
@@ -22,7 +23,6 @@ def run_check(
 ) -> None:
     """Check, print, exit with 1 on any fault."""
     from evomerge.api import check, estimate_search
-    from evomerge.cli.searching import quiet_libraries
 
     quiet_libraries()
     try:
@@ -74,9 +74,10 @@ def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str,
 
 def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) -> None:
     models = Table("model", "size", "layers", "vocabulary", title="models", title_justify="left")
+    names = labels(checkpoint.reference for checkpoint in prepared.checkpoints)
     for checkpoint in prepared.checkpoints:
         models.add_row(
-            str(checkpoint.reference),
+            names[checkpoint.reference],
             size(checkpoint.nbytes),
             str(checkpoint.num_layers),
             str(checkpoint.vocab_size),

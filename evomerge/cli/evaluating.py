@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from evomerge.cli.output import print_json, stdout
+from evomerge.cli.output import print_json, quiet_libraries, stdout
 
 if TYPE_CHECKING:
     from evomerge.evaluation import Scores
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 def run_evaluate(model: str, tasks: Sequence[str], *, as_json: bool, **options: Any) -> None:
     """Score and print, every metric with its standard error."""
     from evomerge.api import evaluate
-    from evomerge.cli.searching import quiet_libraries
 
     quiet_libraries()
     scores = evaluate(model, tasks, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from evomerge.cli.output import duration, size, stderr
+from evomerge.cli.output import duration, quiet_libraries, size, stderr
 from evomerge.errors import EvomergeError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -18,7 +18,6 @@ def run_merge(
     from time import perf_counter
 
     from evomerge.api import merge
-    from evomerge.cli.searching import quiet_libraries
 
     quiet_libraries()
     began = perf_counter()

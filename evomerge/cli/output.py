@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
 
-from evomerge.errors import EvomergeError, InputError
+from evomerge.errors import EvomergeError, EvomergeWarning, InputError
 
 INTERRUPTED = 130
 """The shell's exit status of a command that Ctrl-C ended."""
@@ -51,6 +53,20 @@ def tell_error(problem: EvomergeError) -> None:
     else:
         stderr.print("[bold red]Error:[/]", end=" ")
         stderr.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' chatter off the terminal; print our own warnings as notes, each once."""
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("once", category=EvomergeWarning)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    for name in ("lm_eval", "lm-eval", "datasets", "transformers", "filelock", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    stderr.print("[yellow]Note:[/]", end=" ")
+    stderr.print(str(message), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:

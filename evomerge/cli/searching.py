@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.cli.output import INTERRUPTED, duration, size, stderr, stdout
+from evomerge.cli.output import (
+    INTERRUPTED,
+    duration,
+    quiet_libraries,
+    size,
+    stderr,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from evomerge.api import SearchResult
@@ -72,6 +77,7 @@ class Display:
             stderr.print(f"Going on with study [bold]{study.name}[/]: {done} trials are finished.")
         else:
             stderr.print(f"Study [bold]{study.name}[/]: starting the workers …")
+        self._best = study.best.number if study.best else None
         self._live.start()
         self._shown = True
 
@@ -142,13 +148,6 @@ def summary_table(study: StudyReport) -> Table:
         name = trial.label or "searched"
         table.add_row(str(trial.number), name, f"{trial.fitness:.4f}", *cells)
     return table
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' chatter out of the display; warnings that matter come from us."""
-    warnings.filterwarnings("ignore")
-    for name in ("lm_eval", "lm-eval", "datasets", "transformers", "filelock", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _status(progress: Progress) -> Text:

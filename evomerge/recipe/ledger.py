@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evomerge.documents import Document, KeyPath, key_name
-from evomerge.errors import Fault, RecipeError
+from evomerge.errors import EvomergeWarning, Fault, RecipeError
 
 
-class RecipeWarning(UserWarning):
+class RecipeWarning(EvomergeWarning):
     """Something in a recipe has no effect; the merge goes on without it."""
 
 

@@ -48,7 +48,7 @@ def _folder(study: str | Path) -> StudyFolder:
 
 
 class StudyReport:
-    """What a study says. Every call reads the storage as it is now.
+    """What a study says, read when it is first asked for.
 
     Args:
         store: the study.

@@ -126,7 +126,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
         plan=plan,
         search_items=search_items,
         holdout_items=held_out,
-        notes=tuple(notes),
+        notes=(*search_items.notes, *notes),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from evomerge.documents import Document, read_document, shown, validation_problems
-from evomerge.errors import Fault, SpaceError
+from evomerge.errors import EvomergeWarning, Fault, SpaceError
 from evomerge.space.draft import Draft
 from evomerge.space.evolve import is_evolve, translate
 from evomerge.space.methods import METHODS
@@ -18,7 +18,7 @@ from evomerge.space.origin import Origin
 from evomerge.space.strict import Conflict
 
 
-class SpaceWarning(UserWarning):
+class SpaceWarning(EvomergeWarning):
     """A space can be searched, but says something that has no effect, or not the likely one."""
 
 
