@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,18 +137,28 @@ def summary_table(study: StudyReport) -> Table:
     baselines = [trial for trial in trials if trial.kind == "baseline"]
     searched = [trial for trial in trials if trial.kind != "baseline"]
     searched.sort(key=lambda trial: -(trial.fitness or 0.0))
-    table = Table(title=f"{study.name}: scores on the search items", title_justify="left")
+    tasks = list(trials[0].scores) if trials else []
+    prefix = _common_prefix(tasks)
+    title = f"{study.name}: scores on the search items"
+    table = Table(title=f"{title} of {prefix}…" if prefix else title, title_justify="left")
     table.add_column("trial", justify="right")
     table.add_column("recipe")
     table.add_column("fitness", justify="right")
-    tasks = list(trials[0].scores) if trials else []
     for task in tasks:
-        table.add_column(task, justify="right")
+        table.add_column(task.removeprefix(prefix), justify="right")
     for trial in [*baselines, *searched[:3]]:
         cells = [_first(trial.scores.get(task, {})) for task in tasks]
         name = trial.label or "searched"
         table.add_row(str(trial.number), name, f"{trial.fitness:.4f}", *cells)
     return table
+
+
+def _common_prefix(tasks: Sequence[str]) -> str:
+    """What all the names begin with, up to a ``_``; there is little room in a terminal."""
+    if len(tasks) < 2:
+        return ""
+    common = os.path.commonprefix(list(tasks))  # noqa: RUF071 (characters are what is wanted)
+    return common[: common.rfind("_") + 1]
 
 
 def _status(progress: Progress) -> Text:

@@ -40,7 +40,7 @@ def _interval(verdict: Verdict) -> str:
 
 def _luck(winner: Finalist) -> str:
     gap = winner.search_fitness - winner.fitness
-    return (
-        f"On the search items the winner had {winner.search_fitness:.4f}; "
-        f"{gap:+.4f} of that did not carry over."
-    )
+    seen = f"On the search items, where it was chosen, it had {winner.search_fitness:.4f}"
+    if gap > 0:
+        return f"{seen}: {gap:.4f} of that was luck of the draw."
+    return f"{seen}: none of that was luck of the draw."

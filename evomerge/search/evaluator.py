@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints import Checkpoint, spread
 from evomerge.evaluation import (
     ItemSet,
     Scorer,
@@ -46,6 +46,8 @@ class EvaluatorPlan:
         setting: how questions are put.
         holdout_items: how many held-out items per task; None for all that there are.
         device: ``cpu``, ``cuda``; None for the accelerator where there is one.
+        spread: the live model lies over all the GPUs that the worker sees, and the held models in
+            host memory, where the merges are made.
         threads: CPU threads; None leaves torch's own number.
         trust_remote_code: whether models may bring their own code.
     """
@@ -58,6 +60,7 @@ class EvaluatorPlan:
     setting: Setting
     holdout_items: int | None = None
     device: str | None = None
+    spread: bool = False
     threads: int | None = None
     trust_remote_code: bool = False
 
@@ -82,14 +85,12 @@ class CandidateEvaluator:
         self._plan = plan
         self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
         base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
-        self._engine = MergeEngine(
-            base if plan.has_base else None, plan.models, device=self._device
-        )
+        held = "cpu" if plan.spread else self._device
+        self._engine = MergeEngine(base if plan.has_base else None, plan.models, device=held)
         self._tokenizer = base.tokenizer()
-        self._model: torch.nn.Module = base.load_model(
-            dtype=DTYPES[plan.dtype], device=self._device
-        )
-        self._model.eval()
+        self._model: torch.nn.Module = base.load_model(dtype=DTYPES[plan.dtype], device=held)
+        if plan.spread:
+            self._model = spread(self._model, str(plan.base))
         self._scorers: dict[str, Scorer] = {}
         self._scorer("search")
 

@@ -167,12 +167,19 @@ def task_requests(space: SearchSpace) -> tuple[TaskRequest, ...]:
 
 
 def worker_resources(space: SearchSpace, workers: int | None = None) -> Resources:
-    """What each worker gets: the space's wishes, else one GPU each, else one core each."""
+    """What each worker gets: the space's wishes, else one GPU each, else one core each.
+
+    Raises:
+        SpaceError: a worker is to have more than one GPU, but not a whole number of them.
+    """
     import torch
 
     gpus = space.resources.gpus
     if gpus is None:
         gpus = 1.0 if torch.cuda.is_available() else 0.0
+    if gpus > 1 and gpus != int(gpus):
+        problem = f"{gpus:g} is refused: a share of one GPU, or a whole number of them"
+        raise SpaceError([space.fault(("resources", "gpus"), problem)])
     cores = os.cpu_count() or 1
     wanted = workers or space.resources.workers
     cpus = space.resources.cpus
@@ -184,7 +191,8 @@ def worker_resources(space: SearchSpace, workers: int | None = None) -> Resource
 def with_resources(plan: EvaluatorPlan, resources: Resources) -> EvaluatorPlan:
     """The plan with the device and the threads that the resources allow."""
     device = "cuda" if resources.gpus > 0 else "cpu"
-    return replace(plan, device=device, threads=max(1, int(resources.cpus)))
+    threads = max(1, int(resources.cpus))
+    return replace(plan, device=device, spread=resources.gpus > 1, threads=threads)
 
 
 def _open_all(space: SearchSpace, faults: _Faults) -> list[Checkpoint]:

@@ -43,7 +43,7 @@ def test_a_clear_difference_is_a_win() -> None:
     assert words.startswith("A win")
     assert "trial 17" in words
     assert "+0.2500 (95 % interval +0.2" in words
-    assert "On the search items the winner had 0.9000; +0.1500 of that did not carry over" in words
+    assert "where it was chosen, it had 0.9000: 0.1500 of that was luck of the draw" in words
 
 
 def test_a_clear_loss_recommends_the_baseline() -> None:
