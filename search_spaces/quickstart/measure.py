@@ -48,7 +48,9 @@ class Blender:
             self.vectors[name] = {
                 key: tensor.detach() - self.base[key] for key, tensor in tuned.named_parameters()
             }
-        self.live = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
+        self.live = AutoModelForCausalLM.from_pretrained(
+            folder / "base", dtype=torch.float32
+        ).eval()
 
     def length(self, name: str) -> float:
         """The Euclidean length of a model's task vector."""
@@ -156,14 +158,18 @@ def check(blender: Blender, items: Mapping[str, tuple]) -> None:
     manager = TaskManager(include_path=str(HERE / "tasks"), include_defaults=False)
     limit = len(items[SKILLS[0]][2])
     for name, weights in list(baselines(blender).items())[: 1 + len(SKILLS)]:
-        model = HFLM(pretrained=str(HERE / "models" / name), device="cpu", dtype="float32",
-                     batch_size=256)
+        model = HFLM(
+            pretrained=str(HERE / "models" / name), device="cpu", dtype="float32", batch_size=256
+        )
         results = lm_eval.simple_evaluate(model, tasks=tasks, task_manager=manager, limit=limit)
         theirs = [results["results"][task]["acc,none"] for task in tasks[:-1]]
         ours = [values.mean() for values in blender.score(items, weights).values()]
         written = results["results"][tasks[-1]]["exact_match,stripped"]
-        print(f"{name}: lm-eval {np.round(theirs, 4)}, here {np.round(ours, 4)}, "
-              f"written sums {written:.4f}", flush=True)
+        print(
+            f"{name}: lm-eval {np.round(theirs, 4)}, here {np.round(ours, 4)}, "
+            f"written sums {written:.4f}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -183,8 +189,11 @@ def main() -> None:
         check(blender, search)
     lengths = ", ".join(f"{name} {blender.length(name):.1f}" for name in SKILLS)
     print(f"lengths of the task vectors: {lengths}\n")
-    print(f"| model | search ({arguments.items} items a task) | held out | "
-          + " | ".join(SKILLS) + " |")
+    print(
+        f"| model | search ({arguments.items} items a task) | held out | "
+        + " | ".join(SKILLS)
+        + " |"
+    )
     print("|---" * (3 + len(SKILLS)) + "|")
     scores = {}
     for name, weights in baselines(blender).items():
