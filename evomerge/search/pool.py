@@ -41,6 +41,7 @@ class Outcome:
         failure: the reason, in one line; None if there are scores.
         detail: the traceback, for the log.
         poisoned: the worker cannot be trusted after this and must be replaced.
+        worker: the process that did it.
     """
 
     job: Job
@@ -49,6 +50,7 @@ class Outcome:
     failure: str | None = None
     detail: str = ""
     poisoned: bool = False
+    worker: int | None = None
 
 
 class Evaluator(Protocol):

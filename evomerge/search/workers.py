@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.errors import EvomergeError, InputError
@@ -63,16 +63,17 @@ class _Worker:
         if self._evaluator is None:
             self.start()
         assert self._evaluator is not None  # for the type checker: start() has set it
-        return attempt(self._evaluator, job)
+        return replace(attempt(self._evaluator, job), worker=os.getpid())
 
 
 @dataclass
 class _Slot:
-    """One worker and what it is doing."""
+    """One worker and what it is doing; ``pid`` is known once it has started."""
 
     actor: Any
     job: Job | None = None
     attempts: int = 0
+    pid: int | None = None
 
 
 class RayPool:
@@ -97,7 +98,8 @@ class RayPool:
         self._running: dict[Any, _Slot] = {}
         try:
             workers = resources.workers or self._room()
-            self._slots = [_Slot(self._spawn()) for _ in range(workers)]
+            self._slots: list[_Slot] = []
+            self._starting = self._begin(workers)
             self._await_first()
         except BaseException:
             self.close()
@@ -105,16 +107,22 @@ class RayPool:
 
     @property
     def size(self) -> int:
+        """How many workers have started; more may, while a cluster makes room for them."""
+        if self._starting:
+            starting = list(self._starting)
+            done, _ = self._ray.wait(starting, num_returns=len(starting), timeout=0)
+            for started in done:
+                self._admit(started)
         return len(self._slots)
 
     @property
     def busy(self) -> int:
         return len(self._running)
 
+    @property
     def processes(self) -> list[int]:
-        """The workers' process ids (each answers when it has started and is free)."""
-        pids: list[int] = self._ray.get([slot.actor.pid.remote() for slot in self._slots])
-        return pids
+        """The process ids of the workers that have started."""
+        return [slot.pid for slot in self._slots if slot.pid is not None]
 
     def submit(self, job: Job) -> None:
         slot = next(slot for slot in self._slots if slot.job is None)
@@ -142,6 +150,7 @@ class RayPool:
             outcome = Outcome(job, failure=f"worker failed: {problem.cause!r}", poisoned=True)
         except self._ray.exceptions.RayError as problem:
             return self._replace(slot, problem)
+        slot.pid = outcome.worker
         if outcome.poisoned:
             self._respawn(slot)
         slot.job = None
@@ -152,7 +161,7 @@ class RayPool:
         job = slot.job
         assert job is not None  # for the type checker: see _collect
         cause = str(problem).strip().splitlines()[0]
-        _log.warning("a worker died during %s (%s); it is replaced", job.key, cause)
+        _log.warning("worker %s died during %s (%s); it is replaced", slot.pid, job.key, cause)
         self._respawn(slot)
         if slot.attempts < ATTEMPTS:
             slot.attempts += 1
@@ -172,11 +181,25 @@ class RayPool:
             "max_restarts": 0,  # replacing a worker and running its job again is done here
             "max_task_retries": 0,
         }
-        return self._ray.remote(_Actor).options(**options).remote(self._make)
+        return self._ray.remote(_Worker).options(**options).remote(self._make)
 
     def _respawn(self, slot: _Slot) -> None:
         self._ray.kill(slot.actor)
-        slot.actor = self._spawn()
+        slot.actor, slot.pid = self._spawn(), None
+
+    def _begin(self, workers: int) -> dict[Any, _Slot]:
+        slots = [_Slot(self._spawn()) for _ in range(workers)]
+        return {slot.actor.start.remote(): slot for slot in slots}
+
+    def _admit(self, started: Any) -> None:
+        """Take a worker that has started into service; one that could not is left out."""
+        slot = self._starting.pop(started)
+        try:
+            slot.pid = self._ray.get(started)
+        except self._ray.exceptions.RayError as problem:
+            _log.warning("a worker could not start and is left out: %s", problem)
+            return
+        self._slots.append(slot)
 
     def _room(self) -> int:
         """How many workers fit into the cluster."""
@@ -187,10 +210,10 @@ class RayPool:
 
     def _await_first(self) -> None:
         """Wait until one worker has started: what is wrong with all of them shows here."""
-        starts = [slot.actor.start.remote() for slot in self._slots]
-        done, _ = self._ray.wait(starts, num_returns=1)
+        done, _ = self._ray.wait(list(self._starting), num_returns=1)
         try:
             self._ray.get(done[0])
+            self._admit(done[0])
         except self._ray.exceptions.RayTaskError as problem:
             if isinstance(problem.cause, InputError):
                 raise problem.cause from None
@@ -199,15 +222,8 @@ class RayPool:
             cause = str(problem).strip().splitlines()[0]
             raise WorkerError(
                 f"a worker died while it loaded the models ({cause}); if memory is short, try "
-                f"fewer workers than {self.size} (--workers)"
+                f"fewer workers than {len(self._starting)} (--workers)"
             ) from problem
-
-
-class _Actor(_Worker):
-    """The worker with what only a process of its own needs."""
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 def _reach(address: str) -> None:

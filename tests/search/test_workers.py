@@ -150,7 +150,7 @@ def test_search_survives_dying_workers(
 ) -> None:
     store = make_store(tmp_path / "study.db", problem)
     loop = SearchLoop(store, problem, Budget(20))
-    pids = iter(pool.processes())
+    pids = iter(sorted(pool.processes))
 
     def victim() -> int:
         return next(pids)
