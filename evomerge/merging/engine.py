@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.errors import Fault, RecipeError, TrialError
+from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
 from evomerge.merging.layout import make_layout
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge
@@ -53,16 +53,19 @@ class MergeEngine:
         device: torch.device | str = "cpu",
         resident: bool = True,
     ) -> None:
-        self._device = torch.device(device)
         self._sources: dict[ModelReference, Source] = {}
         for model in [*([base_model] if base_model is not None else []), *models]:
-            source = _source(model, self._device, resident)
-            self._sources.setdefault(source.reference, source)
-        first = next(iter(self._sources.values()))
-        self._like = first.checkpoint if isinstance(first, Stored) else _like(first)
-        self._layout = make_layout(first.names, self._like.num_layers)
-        self._names = {model: frozenset(source.names) for model, source in self._sources.items()}
-        self._live: tuple[torch.nn.Module, LiveTensors] | None = None
+            reference = _reference(model)
+            if reference not in self._sources:
+                self._sources[reference] = _source(model, torch.device(device), resident)
+        if not self._sources:
+            raise ValueError("an engine needs at least one model")
+        # The base, where there is one: integer tensors, and what is no tensor, come from it.
+        self._first = next(iter(self._sources.values()))
+        self._layout = make_layout(
+            self._first.names,
+            self.like.num_layers if self._first.layers is None else len(self._first.layers),
+        )
 
     @property
     def layout(self) -> Layout:
@@ -72,21 +75,52 @@ class MergeEngine:
     @property
     def like(self) -> Checkpoint:
         """The stored model that merged ones have configuration and tokenizer of."""
-        return self._like
+        return self._first.like
 
     @property
     def nbytes(self) -> int:
-        """Size of all the models' tensors in bytes."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for source in self._sources.values()
-            for tensor in map(source.tensor, source.names)
-        )
+        """Size of all the models' tensors in bytes: what a resident engine holds."""
+        return sum(source.nbytes for source in self._sources.values())
 
     def dtype(self, recipe: Recipe) -> torch.dtype:
-        """The type of a recipe's floating tensors: ``out_dtype``, ``dtype``, else the model's."""
+        """The type of a recipe's floating tensors: ``out_dtype``, ``dtype``, else the model's.
+
+        Raises:
+            RecipeError: the recipe names one that is not among ``DTYPES``.
+        """
         name = recipe.out_dtype or recipe.dtype
-        return DTYPES[name] if name else self._like.torch_dtype
+        if name is None:
+            return self._first.torch_dtype
+        if name not in DTYPES:
+            problem = f"{name} is not supported: the arithmetic is float32"
+            allowed = f"{problem}; allowed: {', '.join(DTYPES)}"
+            place = f"{recipe.place}: {'out_dtype' if recipe.out_dtype else 'dtype'}"
+            raise RecipeError([Fault(place, allowed)])
+        return DTYPES[name]
+
+    def layers(self, recipe: Recipe) -> tuple[int, ...] | None:
+        """For each layer of the merged model the one of ``like`` that it is made like.
+
+        None where they are the same, as in every recipe without slices that move layers.
+        """
+        before = self._first.layers or range(self._layout.num_layers)
+        after: list[int] = []
+        for block in recipe.blocks:
+            base = recipe.base_of(block)
+            lead = next((s for s in block.sources if s.model == base), block.sources[0])
+            after += before[slice(*lead.layers)] if lead.layers else before
+        return None if after == list(range(self.like.num_layers)) else tuple(after)
+
+    def outline(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+        """What :meth:`tensors` would give, as tensors without values (on the meta device).
+
+        Reads nothing; refuses what :meth:`tensors` would refuse before it merges.
+        """
+        dtype = self.dtype(recipe)
+        return {
+            spec.name: torch.empty(self._shape(spec), dtype=self._kind(spec, dtype), device="meta")
+            for spec in self._resolve(recipe)
+        }
 
     def tensors(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
         """The merged model, tensor by tensor, each cast once to the recipe's type.
@@ -115,30 +149,42 @@ class MergeEngine:
             TrialError: a merged tensor holds NaN or infinity; the live model is then half written,
                 and whole again after the next merge.
         """
-        if self._live is None or self._live[0] is not model:
-            self._live = (model, LiveTensors(model))
-        live = self._live[1]
+        # Looked up each time: a parameter may have been replaced (resized embeddings).
+        live = LiveTensors(model)
         specs, dtype = self._resolve(recipe), self.dtype(recipe)
         live.check({spec.name: self._shape(spec) for spec in specs}, dtype, recipe.place)
         for spec in specs:
             live.write(spec.name, self._merged(spec, dtype))
 
     def _merged(self, spec: TensorMerge, dtype: torch.dtype) -> torch.Tensor:
+        model, name = self._lead(spec)
+        if not self._sources[model].dtype(name).is_floating_point:
+            return self._sources[model].tensor(name).clone()
         base = self._sources[spec.base[0]].tensor(spec.base[1]) if spec.base else None
         inputs = [self._sources[part.model].tensor(part.tensor) for part in spec.contributions]
-        example = base if base is not None else inputs[0]
-        if not example.is_floating_point():
-            return example
         with torch.no_grad():
             merged = merge(spec, base, inputs).to(dtype)
-        low, high = torch.aminmax(merged) if merged.numel() else (merged.sum(), merged.sum())
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            raise TrialError(f"{spec.name}: the merged tensor holds NaN or infinity (as {dtype})")
+        if merged.numel():
+            low, high = torch.aminmax(merged)
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                problem = f"the merged tensor holds NaN or infinity (as {dtype})"
+                raise TrialError(f"{spec.name}: {problem}")
         return merged
 
+    def _lead(self, spec: TensorMerge) -> tuple[ModelReference, str]:
+        """The model and its tensor that give a merged tensor's shape: the base if it has part."""
+        inputs = [(part.model, part.tensor) for part in spec.contributions]
+        first = self._first.reference
+        return spec.base or next((one for one in inputs if one[0] == first), inputs[0])
+
     def _shape(self, spec: TensorMerge) -> tuple[int, ...]:
-        model, name = spec.base or (spec.contributions[0].model, spec.contributions[0].tensor)
+        model, name = self._lead(spec)
         return self._sources[model].shape(name)
+
+    def _kind(self, spec: TensorMerge, dtype: torch.dtype) -> torch.dtype:
+        model, name = self._lead(spec)
+        stored = self._sources[model].dtype(name)
+        return dtype if stored.is_floating_point else stored
 
     def _resolve(self, recipe: Recipe) -> tuple[TensorMerge, ...]:
         strangers = [model for model in recipe.models_named if model not in self._sources]
@@ -153,22 +199,36 @@ class MergeEngine:
         return specs
 
     def _check_names(self, specs: Sequence[TensorMerge], recipe: Recipe) -> None:
-        """Refuse tensors that a model lacks or has in another shape, all at once."""
+        """Refuse tensors that a model lacks or has in another shape or kind, all at once."""
         faults = []
         for spec in specs:
+            place = f"{recipe.place}: {spec.name}"
+            shapes, kinds = {}, {}
             wanted = [spec.base] if spec.base else []
-            wanted += [(part.model, part.tensor) for part in spec.contributions]
-            shapes = {}
-            for model, name in wanted:
-                if name not in self._names[model]:
-                    faults.append(Fault(f"{recipe.place}: {spec.name}", f"{model} has no {name}"))
-                else:
-                    shapes[str(model)] = self._sources[model].shape(name)
+            for model, name in [*wanted, *((p.model, p.tensor) for p in spec.contributions)]:
+                source = self._sources[model]
+                if name not in source:
+                    faults.append(Fault(place, f"{model} has no {name}"))
+                    continue
+                shapes[str(model)] = source.shape(name)
+                kinds[str(model)] = source.dtype(name)
             if len(set(shapes.values())) > 1:
                 listed = ", ".join(f"{model} {list(shape)}" for model, shape in shapes.items())
-                faults.append(Fault(f"{recipe.place}: {spec.name}", f"shapes differ: {listed}"))
+                faults.append(Fault(place, f"shapes differ: {listed}"))
+            if len({kind.is_floating_point for kind in kinds.values()}) > 1:
+                listed = ", ".join(f"{model} {kind}" for model, kind in kinds.items())
+                faults.append(Fault(place, f"floating in some models only: {listed}"))
         if faults:
             raise RecipeError(faults)
+
+
+def _reference(model: Model) -> ModelReference:
+    if isinstance(model, Checkpoint | MergedModel):
+        return model.reference
+    try:
+        return ModelReference.parse(model)
+    except ValueError as problem:
+        raise CheckpointError([Fault(repr(model), str(problem))]) from problem
 
 
 def _source(model: Model, device: torch.device, resident: bool) -> Source:
@@ -176,9 +236,3 @@ def _source(model: Model, device: torch.device, resident: bool) -> Source:
         return model
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
     return Stored(checkpoint, device, resident=resident)
-
-
-def _like(source: Source) -> Checkpoint:
-    if isinstance(source, MergedModel):
-        return source.like
-    raise TypeError(f"{type(source).__name__} is no model")

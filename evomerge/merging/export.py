@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from evomerge.errors import CheckpointError, Fault, RecipeError
 from evomerge.merging.card import model_card
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.sources import MergedModel
-from evomerge.recipe import Recipe, output_layers
+from evomerge.recipe import Recipe
 from evomerge.references import ModelReference
 
 RECIPE_FILE = "mergekit_config.yml"
@@ -65,20 +65,20 @@ def write_merge(
     opened: dict[ModelReference, Checkpoint] = {}
     engine = staged_engine(recipes, opened, trust_remote_code=trust_remote_code, device=device)
     last = recipes[-1]
-    layers = output_layers(last, engine.layout.num_layers)
-    counted = _Counted()
+    outline = engine.outline(last)
     written = write_model(
         out,
-        counted.through(engine, last),
+        engine.tensors(last),
         like=_tokenizer_of(last, engine, opened),
         torch_dtype=engine.dtype(last),
-        num_layers=layers if layers != engine.layout.num_layers else None,
+        layers=engine.layers(last),
         files=_files(recipes, opened),
         max_shard_bytes=max_shard_bytes,
+        total_bytes=sum(tensor.numel() * tensor.element_size() for tensor in outline.values()),
     )
     return MergeSummary(
         folder=Path(out),
-        tensors=counted.tensors,
+        tensors=len(outline),
         parameters=written.parameters,
         nbytes=written.nbytes,
         weight_files=written.weight_files,
@@ -101,58 +101,108 @@ def staged_engine(
         trust_remote_code: whether models may bring their own code.
         device: where the arithmetic is done.
         resident: see :class:`MergeEngine`.
+
+    Raises:
+        RecipeError, CheckpointError: whatever can be refused is, before the first stage is merged.
+        TrialError: a tensor of an earlier stage holds NaN or infinity.
     """
-    if not recipes:
-        raise RecipeError([Fault("recipe", "none given; at least one is needed")])
-    merged: dict[str, MergedModel] = {}
-    engines = []
-    for recipe in recipes:
-        _check_supported(recipe)
-        models = [
-            merged.get(reference.path) or _open(reference, opened, trust_remote_code)
-            for reference in recipe.models_named
-        ]
-        _check_fit([model for model in models if isinstance(model, Checkpoint)])
-        engine = MergeEngine(None, models, device=device, resident=resident)
-        engines.append(engine)
-        if recipe.name is not None and recipe is not recipes[-1]:
-            reference = ModelReference(recipe.name)
-            tensors = dict(engine.tensors(recipe))
-            merged[recipe.name] = MergedModel(reference, engine.like, tensors)
-    return engines[-1]
+    _check_recipes(recipes)
+    _open_all(recipes, opened, trust_remote_code)
+    _check_fit(recipes, opened)
+    # Once without values, so that what is wrong with the last stage does not cost the first.
+    _engine_of_last(recipes, opened, lambda engine, recipe: engine.outline(recipe))
+    return _engine_of_last(
+        recipes,
+        opened,
+        lambda engine, recipe: dict(engine.tensors(recipe)),
+        device=device,
+        resident=resident,
+    )
 
 
-class _Counted:
-    """Counts tensors on their way to the disk."""
+def _engine_of_last(
+    recipes: Sequence[Recipe],
+    opened: Mapping[ModelReference, Checkpoint],
+    tensors: Callable[[MergeEngine, Recipe], Mapping[str, torch.Tensor]],
+    *,
+    device: torch.device | str = "cpu",
+    resident: bool = False,
+) -> MergeEngine:
+    merged: dict[ModelReference, MergedModel] = {}
+    for recipe in recipes[:-1]:
+        engine = _engine(recipe, opened, merged, device, resident=False)
+        reference = ModelReference(str(recipe.name))
+        like = _tokenizer_of(recipe, engine, opened)
+        merged[reference] = MergedModel(
+            reference, like, tensors(engine, recipe), engine.layers(recipe)
+        )
+    engine = _engine(recipes[-1], opened, merged, device, resident)
+    engine.outline(recipes[-1])
+    return engine
 
-    def __init__(self) -> None:
-        self.tensors = 0
 
-    def through(self, engine: MergeEngine, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-        """The recipe's tensors, counted."""
-        for name, tensor in engine.tensors(recipe):
-            self.tensors += 1
-            yield name, tensor
+def _engine(
+    recipe: Recipe,
+    opened: Mapping[ModelReference, Checkpoint],
+    merged: Mapping[ModelReference, MergedModel],
+    device: torch.device | str,
+    resident: bool,
+) -> MergeEngine:
+    models = [merged.get(one) or opened[one] for one in recipe.models_named]
+    return MergeEngine(None, models, device=device, resident=resident)
 
 
-def _open(
-    reference: ModelReference,
+def _open_all(
+    recipes: Sequence[Recipe],
     opened: dict[ModelReference, Checkpoint],
     trust_remote_code: bool,
-) -> Checkpoint:
-    if reference not in opened:
-        opened[reference] = Checkpoint.open(reference, trust_remote_code=trust_remote_code)
-    return opened[reference]
-
-
-def _check_fit(checkpoints: Sequence[Checkpoint]) -> None:
-    faults = compare(checkpoints) if len(checkpoints) > 1 else []
+) -> None:
+    """Open every stored model; those that cannot be are refused together."""
+    stages = {ModelReference(str(recipe.name)) for recipe in recipes[:-1]}
+    faults: list[Fault] = []
+    for reference in dict.fromkeys(model for recipe in recipes for model in recipe.models_named):
+        if reference not in stages and reference not in opened:
+            try:
+                opened[reference] = Checkpoint.open(reference, trust_remote_code=trust_remote_code)
+            except CheckpointError as problem:
+                faults += problem.faults
     if faults:
         raise CheckpointError(faults)
 
 
-def _check_supported(recipe: Recipe) -> None:
-    """Refuse what a recipe may say but this version does not do."""
+def _check_fit(recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]) -> None:
+    """Refuse models of one recipe that do not fit each other; a stage is like its first model."""
+    likes = dict(opened)
+    faults: list[Fault] = []
+    for recipe in recipes:
+        models = list(dict.fromkeys(likes[m] for m in recipe.models_named if m in likes))
+        faults += compare(models) if len(models) > 1 else []
+        whole = all(s.layers is None for block in recipe.blocks for s in block.sources)
+        if whole and models:
+            likes.setdefault(ModelReference(str(recipe.name)), models[0])
+    if faults:
+        raise CheckpointError(dict.fromkeys(faults))
+
+
+def _check_recipes(recipes: Sequence[Recipe]) -> None:
+    if not recipes:
+        raise RecipeError([Fault("recipe", "none given; at least one is needed")])
+    faults = [Fault(one.place, problem) for one in recipes for problem in _unsupported(one)]
+    names: set[str] = set()
+    for number, recipe in enumerate(recipes):
+        for model in recipe.models_named:
+            if model.path in names and model != ModelReference(model.path):
+                problem = f"{model} is the result of a stage, which has no revision and no adapter"
+                faults.append(Fault(recipe.place, problem))
+        if recipe.name is None and number < len(recipes) - 1:
+            faults.append(Fault(recipe.place, "only the last recipe may be without a name"))
+        names.add(str(recipe.name))
+    if faults:
+        raise RecipeError(faults)
+
+
+def _unsupported(recipe: Recipe) -> list[str]:
+    """What a recipe may say but this version does not do."""
     faults = []
     if recipe.tokenizer is not None:
         faults.append(
@@ -164,8 +214,7 @@ def _check_supported(recipe: Recipe) -> None:
     name = recipe.out_dtype or recipe.dtype
     if name is not None and name not in DTYPES:
         faults.append(f"dtype: {name!r} is not supported; allowed: {', '.join(DTYPES)}")
-    if faults:
-        raise RecipeError(Fault(recipe.place, fault) for fault in faults)
+    return faults
 
 
 def _tokenizer_of(

@@ -38,6 +38,6 @@ def make_layout(names: Iterable[str], num_layers: int) -> Layout:
 
 def _layer(name: str, num_layers: int) -> int | None:
     for part in name.split("."):
-        if part.isdigit():
+        if part.isdecimal() and part == str(int(part)):
             return int(part) if int(part) < num_layers else None
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -35,13 +35,13 @@ class LiveTensors:
             RecipeError: names, shapes or types do not fit; everything at once.
         """
         faults = [fault for name, shape in shapes.items() for fault in self._faults(name, shape)]
+        faults += self._tied_faults(shapes)
         written = {self._parameters[name] for name in shapes if name in self._parameters}
         unfilled = [name for name, which in self._parameters.items() if which not in written]
         faults += [f"{name} of the live {self._kind} would stay as it is" for name in unfilled]
-        types = {tensor.dtype for tensor in self._tensors.values() if tensor.is_floating_point()}
-        narrow = [t for t in types if torch.promote_types(t, dtype) != t]
-        if narrow:
-            faults.append(f"the live {self._kind} is {narrow[0]}, which does not hold {dtype}")
+        for kind in sorted(self._types(shapes), key=str):
+            if torch.promote_types(kind, dtype) != kind:
+                faults.append(f"the live {self._kind} is {kind}, which does not hold {dtype}")
         if faults:
             raise RecipeError(Fault(place, fault) for fault in faults)
 
@@ -56,4 +56,23 @@ class LiveTensors:
             return [f"the live {self._kind} has no tensor {name}"]
         if tuple(live.shape) != shape:
             return [f"{name} is {list(shape)}, but {list(live.shape)} in the live {self._kind}"]
+        if live.is_meta:
+            return [f"{name} of the live {self._kind} is on the meta device, which holds no values"]
         return []
+
+    def _tied_faults(self, names: Iterable[str]) -> list[str]:
+        """Two merged tensors for one parameter: the second would overwrite the first."""
+        first: dict[int | str, str] = {}
+        faults = []
+        for name in names:
+            other = first.setdefault(self._parameters.get(name, name), name)
+            if other != name:
+                faults.append(
+                    f"{other} and {name} are one parameter in the live {self._kind}, and two "
+                    "tensors in the merge"
+                )
+        return faults
+
+    def _types(self, names: Iterable[str]) -> set[torch.dtype]:
+        tensors = [self._tensors[name] for name in names if name in self._tensors]
+        return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}

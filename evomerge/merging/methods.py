@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from evomerge.merging.masks import uniform
+from evomerge.merging.masks import Stream
 from evomerge.merging.sparsifiers import keep_at_random, keep_by_rank, keep_largest, masked
 from evomerge.recipe import METHODS, Contribution, TensorMerge
 
@@ -29,19 +29,23 @@ def merge(
         tensors: the fine-tuned models' tensors, one per contribution, of the base's shape.
 
     Returns:
-        float32, of the same shape. With no weight other than 0 it is the base, bit for bit.
+        float32, of the same shape and in memory of its own. It is the base bit for bit where all
+        weights (or lambda) are 0, and the fine-tuned model bit for bit where a single model's whole
+        task vector is added.
     """
     # A weight of 0 adds nothing anywhere: not to the sum, the election or the divisor.
     parts = [
         (part, tensor)
         for part, tensor in zip(spec.contributions, tensors, strict=True)
-        if part.weight != 0
+        if part.weight != 0 and spec.lambda_ != 0
     ]
+    if len(parts) == 1 and _is_whole(spec, parts[0][0]):
+        return parts[0][1].to(torch.float32, copy=True)
     if base is None:
-        return _blend(spec, parts)
-    start = base.to(torch.float32)
+        return _blend(spec, parts) if parts else torch.zeros_like(tensors[0], dtype=torch.float32)
     if not parts:
-        return start.clone() if start is base else start
+        return base.to(torch.float32, copy=True)
+    start = base.to(torch.float32)
     deltas = [
         _sparsified(spec, part, tensor.to(torch.float32) - start).mul_(part.weight)
         for part, tensor in parts
@@ -56,16 +60,20 @@ def merge(
     return change.add_(start)
 
 
+def _is_whole(spec: TensorMerge, part: Contribution) -> bool:
+    """Whether a lone model's whole task vector is added, so that the result is that model."""
+    factor_is_one = part.weight == 1 or (spec.normalize and abs(part.weight) >= _NO_WEIGHT)
+    whole = METHODS[spec.method].sparsifier is None or part.density >= 1
+    return factor_is_one and whole and spec.lambda_ == 1
+
+
 def _blend(spec: TensorMerge, parts: Sequence[tuple[Contribution, torch.Tensor]]) -> torch.Tensor:
     """Σwθ, divided by Σw if ``normalize`` (model soups, arXiv 2203.05482)."""
-    total = sum(part.weight for part, _ in parts)
-    result: torch.Tensor | None = None
-    for part, tensor in parts:
-        term = tensor.to(torch.float32) * part.weight
-        result = term if result is None else result.add_(term)
-    if result is None:
-        raise ValueError(f"{spec.name}: every weight is 0, and there is no base model")
-    return result.div_(total) if spec.normalize else result
+    (first, tensor), *others = parts
+    result = tensor.to(torch.float32) * first.weight
+    for part, tensor in others:
+        result.add_(tensor.to(torch.float32) * part.weight)
+    return result.div_(sum(part.weight for part, _ in parts)) if spec.normalize else result
 
 
 def _sparsified(spec: TensorMerge, part: Contribution, delta: torch.Tensor) -> torch.Tensor:
@@ -73,16 +81,16 @@ def _sparsified(spec: TensorMerge, part: Contribution, delta: torch.Tensor) -> t
     if sparsifier is None or part.density >= 1 or delta.numel() == 0:
         return delta
 
-    def numbers() -> torch.Tensor:
-        name = part.tensor
-        return uniform(spec.mask_seed, part.label, name, delta.numel(), device=delta.device)
+    def bits() -> torch.Tensor:
+        stream = Stream(spec.mask_seed, part.label, part.tensor)
+        return stream.bits(delta.numel(), device=delta.device)
 
     if sparsifier == "magnitude":
         keep = keep_largest(delta, part.density)
     elif sparsifier == "random":
-        keep = keep_at_random(delta, part.density, numbers)
+        keep = keep_at_random(delta, part.density, bits)
     else:
-        keep = keep_by_rank(delta, part.density, part.epsilon, numbers)
+        keep = keep_by_rank(delta, part.density, part.epsilon, bits)
     return masked(delta, keep, rescale=spec.rescale)
 
 

@@ -7,14 +7,19 @@ arbitrarily and we by index.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
-_NEGLIGIBLE = 1e-7  # mergekit leaves a task vector alone whose sum of magnitudes is smaller
+from evomerge.merging.masks import BITS, threshold
 
-Uniform = Callable[[], torch.Tensor]
-"""Makes the elements' uniform numbers, shape ``[numel]``; called only where a mask is drawn."""
+_NEGLIGIBLE = 1e-7  # mergekit leaves a task vector alone whose sum of magnitudes is smaller
+_RUN = 1 << 14  # elements that are summed as one; torch shares out sums of 2¹⁵ or more
+
+Bits = Callable[[], torch.Tensor]
+"""Makes the elements' random integers, int32 ``[numel]``; called only where a mask is drawn."""
 
 
 def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
@@ -38,41 +43,57 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
     return keep.reshape(delta.shape)
 
 
-def keep_at_random(delta: torch.Tensor, density: float, uniform: Uniform) -> torch.Tensor:
+def keep_at_random(delta: torch.Tensor, density: float, bits: Bits) -> torch.Tensor:
     """Each element with probability d (DARE, arXiv 2311.03099, eq. 2 with p = 1 − d)."""
-    return (uniform() < density).reshape(delta.shape)
+    return (bits() < threshold(density)).reshape(delta.shape)
 
 
-def keep_by_rank(
-    delta: torch.Tensor, density: float, epsilon: float, uniform: Uniform
-) -> torch.Tensor:
+def keep_by_rank(delta: torch.Tensor, density: float, epsilon: float, bits: Bits) -> torch.Tensor:
     """Each element with a probability that grows with its rank (DELLA, arXiv 2406.11617, eq. 1–3).
 
     Within each row (the last dimension; a vector is one row) the ascending rank r = 1 … n of |δ|
     gives q = (d − ε) + 2ε·(r − 1)/(n − 1); in a row of one element q = d. Equal magnitudes rank by
     index.
     """
-    rows = delta.reshape(-1, delta.shape[-1] if delta.dim() else 1)
-    length = rows.shape[1]
-    if length == 1:
-        return keep_at_random(delta, density, uniform)
+    length = delta.shape[-1] if delta.dim() else 1
+    if length == 1 or epsilon == 0:
+        return keep_at_random(delta, density, bits)
+    rows = delta.reshape(-1, length)
     order = rows.abs().argsort(dim=1, stable=True)
-    place = torch.arange(length, device=delta.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, place).to(torch.float32)
-    probability = rank.mul_(2 * epsilon / (length - 1)).add_(density - epsilon)
-    return (uniform().reshape(rows.shape) < probability).reshape(delta.shape)
+    by_rank = _rank_thresholds(length, density, epsilon).to(delta.device).expand_as(order)
+    below = torch.empty(order.shape, dtype=torch.int32, device=delta.device)
+    below.scatter_(1, order, by_rank)
+    return (bits().reshape(rows.shape) < below).reshape(delta.shape)
 
 
 def masked(delta: torch.Tensor, keep: torch.Tensor, *, rescale: bool) -> torch.Tensor:
-    """The kept elements, times Σ|δ| / Σ|kept δ| if ``rescale`` (one factor per tensor).
-
-    The sums are taken in float64: thousands of millions of float32 terms would lose digits.
-    """
+    """The kept elements, times Σ|δ| / Σ|kept δ| if ``rescale`` (one factor per tensor)."""
     kept = torch.where(keep, delta, torch.zeros((), dtype=delta.dtype, device=delta.device))
     if not rescale:
         return kept
-    before = float(delta.abs().sum(dtype=torch.float64))
-    after = float(kept.abs().sum(dtype=torch.float64))
+    before, after = magnitude_sum(delta), magnitude_sum(kept)
     if before < _NEGLIGIBLE or after < _NEGLIGIBLE:
         return kept
     return kept.mul_(before / after)
+
+
+def magnitude_sum(delta: torch.Tensor) -> float:
+    """Σ|δ|, in float64 (thousands of millions of float32 terms would lose digits).
+
+    Runs of a fixed length are summed first: torch splits one long sum among the threads that there
+    are, and the last digit would tell how many.
+    """
+    sizes = delta.reshape(-1).abs()
+    whole = sizes.numel() // _RUN * _RUN
+    runs = sizes[:whole].view(-1, _RUN).sum(dim=1, dtype=torch.float64)
+    rest = sizes[whole:].view(1, -1).sum(dim=1, dtype=torch.float64)
+    # fsum is exact before it rounds once: the order of the runs does not matter either.
+    return math.fsum(torch.cat([runs, rest]).tolist())
+
+
+@lru_cache(maxsize=256)
+def _rank_thresholds(length: int, density: float, epsilon: float) -> torch.Tensor:
+    """What the bits of the element of rank 1 … n must be below, in float64 until it is rounded."""
+    step = torch.arange(length, dtype=torch.float64) / (length - 1)
+    share = (density - epsilon) + 2 * epsilon * step
+    return share.mul_(2.0**BITS).ceil_().clamp_(0, 2**BITS).to(torch.int32)

@@ -1,0 +1,155 @@
+"""Masks depend on (seed, model, tensor, element) alone, and behave like chance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.merging import merge, uniform
+from evomerge.merging.masks import Stream, threshold
+from evomerge.recipe import Contribution, TensorMerge
+from evomerge.references import ModelReference
+
+BLOCK = 2**32
+
+
+def plain(seed: int, label: str, tensor: str, index: int) -> int:
+    """One element's 24 bits, with Python's integers."""
+    block, counter = divmod(index, BLOCK)
+    text = json.dumps([seed, label, tensor, block]).encode()
+    digest = hashlib.blake2b(text, digest_size=8, person=b"evomerge-mask").digest()
+    first, second = (int.from_bytes(part, "little") for part in (digest[:4], digest[4:]))
+    x = (counter * 0x9E3779B1 + first) % BLOCK
+    x ^= x >> 16
+    x = x * 0x7FEB352D % BLOCK ^ second
+    x ^= x >> 15
+    x = x * 0x846CA68B % BLOCK
+    x ^= x >> 16
+    return x >> 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(-(2**70), 2**70),
+    label=st.text(max_size=8),
+    start=st.one_of(
+        st.integers(0, 2**20),
+        st.integers(2**31 - 9, 2**31 + 9),
+        st.integers(BLOCK - 9, BLOCK + 9),
+        st.integers(0, 2**45),
+    ),
+)
+def test_every_element_is_its_hash(seed: int, label: str, start: int) -> None:
+    found = Stream(seed, label, "t").bits(11, start=start)
+    assert found.dtype == torch.int32
+    assert found.tolist() == [plain(seed, label, "t", start + i) for i in range(11)]
+    floats = uniform(seed, label, "t", 11, start=start)
+    assert floats.dtype == torch.float32
+    assert torch.equal((floats * 2**24).to(torch.int32), found)
+
+
+@pytest.mark.parametrize("border", [2**14, 2**18, 2**19])
+def test_long_and_short_runs_agree_across_borders(border: int) -> None:
+    whole = uniform(3, "code", "w", border + 50)
+    assert torch.equal(uniform(3, "code", "w", 50, start=border), whole[border:])
+    assert torch.equal(uniform(3, "code", "w", border + 1), whole[: border + 1])
+    assert torch.equal(uniform(3, "code", "w", 100, start=border - 50), whole[border - 50 :])
+    assert round(float(whole[border]) * 2**24) == plain(3, "code", "w", border)
+
+
+def test_no_elements_are_no_numbers() -> None:
+    assert uniform(0, "code", "w", 0).shape == (0,)
+
+
+def test_neither_threads_nor_order_nor_global_state_matter() -> None:
+    before = [uniform(1, label, "w", 70000) for label in ("code", "maths")]
+    torch.manual_seed(123)
+    torch.set_num_threads(2)
+    try:
+        after = [uniform(1, label, "w", 70000) for label in ("maths", "code")]
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(before[0], after[1])
+    assert torch.equal(before[1], after[0])
+
+
+def chi_square(numbers: torch.Tensor, bins: int) -> float:
+    """Σ (found − expected)² / expected, less its mean, in units of its spread."""
+    counts = torch.bincount((numbers * bins).long(), minlength=bins).to(torch.float64)
+    mean = numbers.numel() / bins
+    value = float(((counts - mean) ** 2 / mean).sum())
+    return (value - (bins - 1)) / math.sqrt(2 * (bins - 1))
+
+
+def test_numbers_are_uniform_over_many_seeds() -> None:
+    scores = torch.tensor([chi_square(uniform(s, "code", "w", 4096), 64) for s in range(300)])
+    # Neither too uneven nor, as a plain counter would be, too even.
+    assert abs(float(scores.mean())) < 4 / math.sqrt(300)
+    assert 0.8 < float(scores.std()) < 1.2
+    assert float(scores.abs().max()) < 6
+
+
+def test_a_numbers_low_digits_are_uniform_too() -> None:
+    low = torch.cat([Stream(seed, "code", "w").bits(4096) % 64 for seed in range(100)])
+    assert abs(chi_square(low / 64, 64)) < 4
+
+
+def test_the_first_number_is_uniform_over_seeds() -> None:
+    numbers = torch.cat([uniform(seed, "code", "w", 1) for seed in range(6000)])
+    assert abs(chi_square(numbers, 50)) < 4
+
+
+COUNT = 200_000
+PAIRS: dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]] = {
+    "neighbours": lambda: (uniform(0, "a", "w", COUNT), uniform(0, "a", "w", COUNT, start=1)),
+    "rows of 1024": lambda: (uniform(0, "a", "w", COUNT), uniform(0, "a", "w", COUNT, start=1024)),
+    "blocks": lambda: (uniform(0, "a", "w", COUNT), uniform(0, "a", "w", COUNT, start=BLOCK)),
+    "models": lambda: (uniform(0, "a", "w", COUNT), uniform(0, "b", "w", COUNT)),
+    "seeds": lambda: (uniform(0, "a", "w", COUNT), uniform(1, "a", "w", COUNT)),
+    "tensors": lambda: (uniform(0, "a", "l.0.w", COUNT), uniform(0, "a", "l.1.w", COUNT)),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_streams_know_nothing_of_one_another(pair: str) -> None:
+    one, other = PAIRS[pair]()
+    correlation = float(torch.corrcoef(torch.stack([one, other]))[0, 1])
+    assert abs(correlation) < 4 / math.sqrt(COUNT)
+    together = torch.floor(one * 16) * 16 + torch.floor(other * 16)
+    assert abs(chi_square(together / 256 + 1e-4, 256)) < 4.5
+
+
+@given(share=st.floats(0, 1, exclude_min=True))
+def test_a_threshold_is_the_first_number_not_below_the_share(share: float) -> None:
+    limit = threshold(share)
+    assert (limit - 1) * 2.0**-24 < share <= limit * 2.0**-24
+
+
+def kept(method: str, density: float, epsilon: float, delta: torch.Tensor) -> torch.Tensor:
+    model = ModelReference("code")
+    part = Contribution(model, "code", "w", 1.0, density, epsilon)
+    base = (ModelReference("base"), "w")
+    spec = TensorMerge("w", method, base, (part,), False, False, 1.0, 5)
+    return merge(spec, torch.zeros_like(delta), [delta]) != 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    densities=st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)),
+    method=st.sampled_from(["dare_linear", "dare_ties", "della", "della_linear", "ties"]),
+)
+def test_a_mask_lies_in_the_mask_of_any_higher_density(
+    densities: tuple[float, float], method: str
+) -> None:
+    low, high = sorted(densities)
+    delta = torch.randn(30, 41, generator=torch.Generator().manual_seed(1))
+    epsilon = min(0.1, *(0.9 * min(d, 1 - d) for d in densities if d < 1), 1.0)
+    smaller, larger = kept(method, low, epsilon, delta), kept(method, high, epsilon, delta)
+    assert not (smaller & ~larger).any()
