@@ -70,7 +70,7 @@ class Replay:
         seed: int,
         population: int | None = None,
     ) -> None:
-        self._low, self._range = low, high - low
+        self._low, self._high, self._range = low, high, high - low
         self._sigma, self._seed, self._population = sigma, seed, population
         self._start: np.ndarray | None = None
         self._told: list[Solution] = []
@@ -92,11 +92,11 @@ class Replay:
         optimizer = self._at(start, told)
         seed = np.random.SeedSequence((self._seed, draw)).generate_state(1)[0]
         optimizer.reseed_rng(int(seed))
-        return self._low + self._range * optimizer.ask()
+        return self._scaled(optimizer.ask())
 
     def mean(self, start: np.ndarray, told: Sequence[Solution]) -> np.ndarray:
         """The distribution's mean after these solutions, in the genes' units."""
-        return self._low + self._range * self._at(start, told).mean
+        return self._scaled(self._at(start, told).mean)
 
     def _at(self, start: np.ndarray, told: Sequence[Solution]) -> InjectableCMA:
         generations = len(told) // self.population
@@ -132,6 +132,10 @@ class Replay:
             seed=self._seed,
             population_size=self.population,
         )
+
+    def _scaled(self, unit: np.ndarray) -> np.ndarray:
+        # Rounding: 0.3 + 0.6 · 1 is above 0.9, which would be outside of the gene's bounds.
+        return np.clip(self._low + self._range * unit, self._low, self._high)
 
     def _unit(self, x: np.ndarray) -> np.ndarray:
         return (x - self._low) / self._range

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -209,10 +209,10 @@ def _open(reference: Any, space: SearchSpace) -> Checkpoint:
 def _resolves(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> None:
     """Resolve the recipes in the genome's middle and corners: what is illegal there shows."""
     layout = layout_of(base)
-    for share in (0.5, 0.0, 1.0):
-        genome: Mapping[str, float] = {
-            gene.name: gene.low + share * (gene.high - gene.low) for gene in genes
-        }
+    middle = {gene.name: (gene.low + gene.high) / 2 for gene in genes}
+    lowest = {gene.name: gene.low for gene in genes}
+    highest = {gene.name: gene.high for gene in genes}
+    for genome in (middle, lowest, highest):
         resolve(Recipe.from_yaml(decode(space, genome, base.num_layers)), layout)
 
 
