@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,6 +18,7 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from evomerge.errors import EvomergeError, Fault, StudyError
@@ -209,6 +211,7 @@ def open_store(name: str, url: str) -> StudyStore:
     Raises:
         StudyError: there is no such study; the message lists the storage's studies.
     """
+    _refuse_missing_file(url)
     storage = _storage(url)
     with _reading(url):
         names = optuna.get_all_study_names(storage)
@@ -217,6 +220,16 @@ def open_store(name: str, url: str) -> StudyStore:
             raise StudyError.at(url, f"holds no study {name!r}; it has: {known}")
         study = optuna.load_study(study_name=name, storage=storage)
     return StudyStore(study, storage, url)
+
+
+def _refuse_missing_file(url: str) -> None:
+    # SQLite would make an empty database of a misspelt name.
+    with _reading(url):
+        place = make_url(url)
+    file = place.database
+    named = file and not file.startswith((":memory:", "file:"))
+    if place.get_backend_name() == "sqlite" and named and not Path(str(file)).is_file():
+        raise StudyError.at(url, "there is no such file")
 
 
 def rename_study(name: str, to: str, url: str) -> None:
