@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import Fault, StudyError
+from evomerge.errors import CheckpointError, Fault, InputError, StudyError, TaskError
 from evomerge.references import ModelReference
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def merge(
     """
     from evomerge.merging import write_merge
 
+    _check_device(device)
     return write_merge(
         _recipes(recipe),
         Path(out),
@@ -211,6 +212,7 @@ def evaluate(
         TrialError: the model's answers are no numbers.
     """
     from evomerge.evaluation import Setting, TaskRequest
+    from evomerge.merging import DTYPES
     from evomerge.search.evaluator import live_model, score
 
     requests = [
@@ -219,6 +221,11 @@ def evaluate(
         else task
         for task in tasks
     ]
+    if not requests:
+        raise TaskError([Fault("tasks", "none given; at least one is needed")])
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError([Fault("dtype", f"{dtype!r}; allowed: {', '.join(DTYPES)}")])
+    _check_device(device)
     setting = Setting(
         apply_chat_template=apply_chat_template,
         include_path=tuple(Path(folder).resolve() for folder in include_path),
@@ -274,9 +281,25 @@ def _space(
 
 def _source(model: str | Path | Recipe) -> ModelReference | Sequence[Recipe]:
     """A model's name, or the stages of a recipe."""
-    if isinstance(model, (str, Path)) and not Path(model).is_file():
+    if not isinstance(model, (str, Path)) or Path(model).is_file():
+        return _recipes(model)
+    try:
         return ModelReference.parse(str(model))
-    return _recipes(model)
+    except ValueError as problem:
+        raise CheckpointError([Fault(repr(str(model)), str(problem))]) from problem
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that torch does not know or this machine does not have."""
+    import torch
+
+    try:
+        if device is not None:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        allowed = "cpu, cuda, cuda:1, …" if torch.cuda.is_available() else "cpu"
+        message = f"{device!r} cannot be used; allowed on this machine: {allowed}"
+        raise InputError([Fault("device", message)]) from problem
 
 
 def _recipes(recipe: str | Path | Recipe | Sequence[Recipe]) -> Sequence[Recipe]:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from evomerge.cli.output import duration, print_json, quiet_libraries, size, stdout, tell_error
+from evomerge.cli.output import (
+    duration,
+    print_json,
+    quiet_libraries,
+    size,
+    stdout,
+    tell_error,
+    tell_note,
+)
 from evomerge.errors import InputError
 from evomerge.references import labels
 
@@ -100,7 +108,7 @@ def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) ->
         highlight=False,
     )
     for note in prepared.notes:
-        stdout.print(f"[yellow]Note:[/] {note}", highlight=False)
+        tell_note(note, stdout)
     stdout.print("[green]Everything fits.[/]")
 
 

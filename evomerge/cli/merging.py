@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from evomerge.cli.output import duration, quiet_libraries, size, stderr
+from evomerge.cli.output import AS_IT_IS, duration, quiet_libraries, size, stderr
 from evomerge.errors import EvomergeError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -31,7 +31,7 @@ def run_merge(
     stderr.print(
         f"Written: {out} ({summary.tensors} tensors, {size(summary.nbytes)}, "
         f"{duration(perf_counter() - began)})",
-        highlight=False,
+        **AS_IT_IS,
     )
 
 
@@ -42,6 +42,7 @@ def parse_size(text: str) -> int:
         EvomergeError: it is no size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
+    count = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if count < 1:
         raise EvomergeError(f"--max-shard-size: {text!r} is no size; write one like 500MB or 5GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return count

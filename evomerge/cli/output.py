@@ -19,6 +19,9 @@ INTERRUPTED = 130
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+AS_IT_IS: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+"""How to print what holds names and paths: ``[x]`` is no markup there, and a path is not broken."""
+
 stdout = Console()
 stderr = Console(stderr=True)
 
@@ -49,10 +52,10 @@ def tell_error(problem: EvomergeError) -> None:
         )
         stderr.print(f"[bold red]{head}[/]")
         for fault in problem.faults:
-            stderr.print(f"  {fault}", markup=False, highlight=False, soft_wrap=True)
+            stderr.print(f"  {fault}", **AS_IT_IS)
     else:
         stderr.print("[bold red]Error:[/]", end=" ")
-        stderr.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+        stderr.print(str(problem), **AS_IT_IS)
 
 
 def quiet_libraries() -> None:
@@ -64,9 +67,14 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def tell_note(message: object, console: Console = stderr) -> None:
+    """Something that the user should know."""
+    console.print("[yellow]Note:[/]", end=" ")
+    console.print(str(message), **AS_IT_IS)
+
+
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    stderr.print("[yellow]Note:[/]", end=" ")
-    stderr.print(str(message), markup=False, highlight=False, soft_wrap=True)
+    tell_note(message)
 
 
 def print_json(data: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from evomerge.cli.output import print_json, stderr, stdout
+from evomerge.cli.output import AS_IT_IS, print_json, stderr, stdout
 
 
 def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
@@ -21,14 +21,14 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
         return
     best = report.trial()
     counts = ", ".join(f"{count} {state}" for state, count in sorted(report.counts.items()))
-    stdout.print(f"Study {report.name}: {counts}", highlight=False)
+    stdout.print(f"Study {report.name}: {counts}", **AS_IT_IS)
     stdout.print(summary_table(report))
     if report.verdict is not None:
         stdout.print(verdict_words(report.verdict), highlight=False)
     else:
         stdout.print("The search has not come to its end: nothing is proved yet.")
     name = best.label or "searched"
-    stdout.print(f"\nTrial {best.number} ({name}), fitness {best.fitness:.4f}:", highlight=False)
+    stdout.print(f"\nTrial {best.number} ({name}), fitness {best.fitness:.4f}:", **AS_IT_IS)
     typer.echo(best.recipe or "")
 
 
@@ -40,4 +40,4 @@ def export_recipe(study: str, trial: int | None, output: Path | None, storage: s
     if output is None:
         typer.echo(recipe.to_yaml())
     else:
-        stderr.print(f"Written: {output}. The model: evomerge merge {output} OUT")
+        stderr.print(f"Written: {output}. The model: evomerge merge {output} OUT", **AS_IT_IS)

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from evomerge.cli.output import (
+    AS_IT_IS,
     INTERRUPTED,
     duration,
     quiet_libraries,
     size,
     stderr,
     stdout,
+    tell_note,
 )
 
 if TYPE_CHECKING:
@@ -40,9 +43,9 @@ def run_search(space: Path, **options: Any) -> None:
         with display:
             result = search(space, observer=display.observe, announce=display.announce, **options)
     except KeyboardInterrupt:
-        stderr.print("Stopped. The same command goes on where it stopped.")
+        stderr.print(f"Stopped. {_how_to_go_on(**options)}")
         raise typer.Exit(INTERRUPTED) from None
-    close(result)
+    close(result, **options)
     if result.outcome.stopped == "asked":
         raise typer.Exit(INTERRUPTED)
 
@@ -65,7 +68,7 @@ class Display:
     def announce(self, prepared: Preparation, study: StudyReport) -> None:
         """Say what is about to be searched, and how far an earlier run came."""
         for note in prepared.notes:
-            stderr.print(f"[yellow]Note:[/] {note}")
+            tell_note(note)
         held_out = prepared.holdout_items
         stderr.print(
             f"{prepared.space.merge_method} of {len(prepared.space.models)} models, "
@@ -75,9 +78,11 @@ class Display:
         )
         done = sum(1 for trial in study.trials if trial.finished)
         if done:
-            stderr.print(f"Going on with study [bold]{study.name}[/]: {done} trials are finished.")
+            stderr.print(
+                f"Going on with study [bold]{escape(study.name)}[/]: {done} trials are finished."
+            )
         else:
-            stderr.print(f"Study [bold]{study.name}[/]: starting the workers …")
+            stderr.print(f"Study [bold]{escape(study.name)}[/]: starting the workers …")
         self._best = study.best.number if study.best else None
         self._live.start()
         self._shown = True
@@ -91,7 +96,8 @@ class Display:
     def _line(self, record: TrialRecord, progress: Progress) -> None:
         name = record.label or f"trial {record.number}"
         if record.state == "failed":
-            stderr.print(f"  [red]{name} failed:[/] {record.failure}", highlight=False)
+            stderr.print(f"  [red]{escape(name)} failed:[/]", end=" ")
+            stderr.print(record.failure, **AS_IT_IS)
             return
         best = progress.best is not None and progress.best.number != self._best
         if best and progress.best is not None:
@@ -100,34 +106,38 @@ class Display:
             mark = "[green]best so far[/]" if best else "[dim]baseline[/]"
             seconds = sum(record.seconds.values())
             stderr.print(
-                f"  {record.number:>4}  {name:<24} {record.fitness:.4f}  {mark}"
+                f"  {record.number:>4}  {escape(f'{name:<24}')} {record.fitness:.4f}  {mark}"
                 f"  [dim]{seconds:.2f} s[/]",
                 highlight=False,
             )
 
 
-def close(result: SearchResult) -> None:
+def _how_to_go_on(fresh: bool = False, **_: object) -> str:
+    return f"The same command{' without --fresh' if fresh else ''} goes on where it stopped."
+
+
+def close(result: SearchResult, storage: str | None = None, **options: Any) -> None:
     """The closing words: what was found, whether it is a win, what to do next."""
     from evomerge.report import verdict_words
 
     outcome, study = result.outcome, result.study
-    command = f"evomerge best {study.name}"
+    command = f"evomerge best {study.name}" + (f" --storage {storage}" if storage else "")
     if outcome.stopped == "asked":
         stderr.print(
             f"Stopped after {outcome.progress.finished} of {outcome.progress.total} trials; all "
-            "of them are kept. The same command goes on where it stopped."
+            f"of them are kept. {_how_to_go_on(**options)}"
         )
         return
     stdout.print(summary_table(study))
     if outcome.verdict is not None:
         stdout.print(verdict_words(outcome.verdict), highlight=False)
     else:
-        stdout.print(f"Not proved: {outcome.no_verdict}.", highlight=False)
+        stdout.print(f"Not proved: {outcome.no_verdict}.", **AS_IT_IS)
     stdout.print(
         f"\nFiles: {result.folder}/ (best.yaml, trials.csv, heldout.json, provenance.json)\n"
         f"Again: {command}\n"
         f"Model: evomerge merge {result.folder}/best.yaml OUT",
-        highlight=False,
+        **AS_IT_IS,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from evomerge.cli.output import stderr
+from evomerge.cli.output import AS_IT_IS, stderr
 from evomerge.errors import EvomergeError
 
 HOST = "127.0.0.1"
@@ -21,7 +21,9 @@ def run_dashboard(study: str, storage: str | None, port: int) -> None:
     from evomerge.api import load_study
 
     report = load_study(study, storage)
-    stderr.print(f"Study {report.name}: http://{HOST}:{port}/dashboard (Ctrl-C stops it)")
+    stderr.print(
+        f"Study {report.name}: http://{HOST}:{port}/dashboard (Ctrl-C stops it)", **AS_IT_IS
+    )
     try:
         optuna_dashboard.run_server(report.url, host=HOST, port=port)
     except OSError as problem:
