@@ -1,0 +1,193 @@
+"""``evomerge check``: what fits is counted, what does not is refused all at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cli.worlds import BASELINES, World, run, said, strict_json, told
+
+
+def test_a_good_space_in_words(shared: World) -> None:
+    result = run("check", shared.space("good"))
+    assert result.exit_code == 0
+    text = said(result)
+    assert "4 genes: weight/add/0, weight/add/1, weight/most/0, weight/most/1" in text
+    assert f"{BASELINES} baselines: base, only add, only most, uniform" in text
+    assert "40 search items, 60 held-out items" in text
+    assert "Everything fits." in text
+
+
+def test_a_good_space_in_json(shared: World) -> None:
+    result = run("check", shared.space("good"), "--json", "--workers", 2)
+    assert result.exit_code == 0
+    data = strict_json(result.stdout)
+    assert data["ok"] is True
+    assert data["genes"][0]["name"] == "weight/add/0"
+    assert data["genes"][0]["low"] == -0.2
+    assert data["genes"][0]["high"] == 1.2
+    assert data["baselines"] == ["base", "only add", "only most", "uniform"]
+    assert data["items"] == {"search": 40, "holdout": 60}
+    assert set(data["tasks"]) == {"quickstart_add", "quickstart_most"}
+    assert data["workers"] == 2
+    assert data["at_least"]["worker_bytes"] > 4 * 1_000_000
+    assert {model["layers"] for model in data["models"]} == {6}
+
+
+def test_every_fault_of_a_space_at_once_with_its_line(world: World) -> None:
+    space = world.write(
+        "broken.yaml",
+        """\
+base_model: quickstart/models/base
+models: [quickstart/models/add, quickstart/models/most]
+merge_methd: ties
+merge_method: tise
+genome:
+  layers: {groups: two}
+  weight: [1.0, 0.0]
+include_path: quickstart/tasks
+tasks:
+  - {task: quickstart_add, items: -3}
+search: {sampler: cma}
+""",
+    )
+    before = world.listing()
+    result = run("check", space)
+    assert result.exit_code == 1
+    for line in (3, 4, 6, 7, 10, 11):
+        assert f"broken.yaml:{line}:" in result.stderr, line
+    assert "merge_method" in result.stderr
+    assert "task_arithmetic" in result.stderr  # what is allowed
+    assert not result.stdout
+    assert world.listing() == before
+    data = strict_json(run("check", space, "--json").stdout)
+    assert data["ok"] is False
+    assert len(data["faults"]) >= 6
+    assert all(set(fault) == {"place", "problem"} for fault in data["faults"])
+    searched = run("search", space)
+    assert searched.exit_code == 1
+    assert world.listing() == before
+
+
+def test_a_space_that_is_not_there(world: World) -> None:
+    result = run("check", "nowhere.yaml")
+    assert result.exit_code == 1
+    assert "nowhere.yaml" in result.stderr
+
+
+def test_a_file_that_is_no_yaml(world: World) -> None:
+    result = run("check", world.write("broken.yaml", "models: [a, b\ngenome: {\n"))
+    assert result.exit_code == 1
+    assert "broken.yaml:" in result.stderr
+
+
+def test_missing_models_are_all_named(world: World) -> None:
+    space = world.space(models=["quickstart/models/ad", "quickstart/models/mots"])
+    before = world.listing()
+    for command in ("check", "search"):
+        result = run(command, space)
+        assert result.exit_code == 1
+        assert "quickstart/models/ad" in told(result)
+        assert "quickstart/models/mots" in told(result)
+        assert world.listing() == before
+
+
+def test_tasks_metrics_and_items_are_refused_together(world: World) -> None:
+    tasks = [
+        {"task": "quickstart_ad"},
+        {"task": "quickstart_most", "metric": "exact_match"},
+        {"task": "quickstart_kinds", "items": 400},
+    ]
+    before = world.listing()
+    result = run("check", world.space(tasks=tasks))
+    after = world.listing() - {"small.yaml"}
+    assert result.exit_code == 1
+    text = told(result)
+    assert "quickstart_ad" in text
+    assert "quickstart_add" in text  # the near match
+    assert "exact_match" in text
+    assert "acc" in text
+    assert "400" in text
+    assert "300" in text  # how many there are
+    assert after == before
+
+
+def test_models_of_another_shape_name_the_tensor(world: World) -> None:
+    file = world.models / "most" / "model.safetensors"
+    held = load_file(file)
+    name = "model.layers.2.mlp.up_proj.weight"
+    held[name] = torch.zeros(held[name].shape[0] + 1, held[name].shape[1])
+    save_file(held, file, metadata={"format": "pt"})
+    result = run("check", world.space())
+    assert result.exit_code == 1
+    assert name in told(result)
+    assert "most" in told(result)
+
+
+def test_another_vocabulary_is_refused(world: World) -> None:
+    file = world.models / "most" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    vocabulary = data["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.get)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(data))
+    result = run("check", world.space())
+    assert result.exit_code == 1
+    assert "most" in told(result)
+
+
+def test_a_folder_that_is_no_model(world: World) -> None:
+    (world.models / "most" / "model.safetensors").unlink()
+    shutil.rmtree(world.models / "add")
+    (world.models / "add").mkdir()
+    result = run("check", world.space())
+    assert result.exit_code == 1
+    assert "models/most" in told(result)
+    assert "models/add" in told(result)
+
+
+@pytest.mark.parametrize("genome", [{"weight": 0.5}, {"weight": [0.5, 0.5]}])
+def test_a_genome_in_which_nothing_varies(world: World, genome: dict[str, object]) -> None:
+    result = run("check", world.space(genome=genome))
+    assert result.exit_code == 1
+    assert "genome" in told(result)
+
+
+EVOLVE = """\
+genome:
+  models: [quickstart/models/add, quickstart/models/most]
+  merge_method: dare_ties
+  base_model: quickstart/models/base
+  tokenizer_source: base
+  layer_granularity: 3
+  allow_negative_weights: false
+tasks:
+  - {name: quickstart_add, weight: 1.0, metric: "acc,none"}
+  - {name: quickstart_most, weight: 0.5}
+limit: 12
+apply_chat_template: false
+"""
+
+
+def test_mergekit_evolves_own_file_is_checked_and_searched_unchanged(world: World) -> None:
+    space = world.write("evolve.yaml", EVOLVE)
+    unknown = run("check", space)
+    assert unknown.exit_code == 1
+    assert "quickstart_add" in unknown.stderr
+    options = ("--include-path", "quickstart/tasks")
+    checked = run("check", space, "--json", *options)
+    assert checked.exit_code == 0, checked.stderr
+    data = strict_json(checked.stdout)
+    assert data["merge_method"] == "dare_ties"
+    assert len(data["genes"]) == 2 * 2 * 2  # models × groups × (weight, density)
+    assert data["items"]["search"] == 24
+    searched = run("search", space, "--trials", 6, *options)
+    assert searched.exit_code == 0, searched.stderr
+    best = strict_json(run("best", "evolve", "--json").stdout)
+    scores = best["best"]["scores"]
+    total = scores["quickstart_add"]["acc,none"][0] + 0.5 * scores["quickstart_most"]["acc,none"][0]
+    assert best["best"]["fitness"] == pytest.approx(total)  # their plain sum
