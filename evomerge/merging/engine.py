@@ -16,6 +16,7 @@ from evomerge.merging.layout import make_layout
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge
 from evomerge.merging.sources import MergedModel, Source, Stored
+from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
 
@@ -31,6 +32,11 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 class MergeEngine:
     """Merges recipes of the models that it holds.
+
+    They are held in their own types. Beside them a merge needs, for one tensor at a time, a byte
+    per element and sparsified model, the result where it is not made in place, and pieces of a
+    processor's cache's size in float32. In models of some million parameters ranks and random
+    numbers are kept too (at most 64 MiB).
 
     Args:
         base_model: the model that task vectors are taken from and added to; None for methods that
@@ -60,6 +66,7 @@ class MergeEngine:
                 self._sources[reference] = _source(model, torch.device(device), resident)
         if not self._sources:
             raise ValueError("an engine needs at least one model")
+        self._memory = Memory() if resident else None
         # The base, where there is one: integer tensors, and what is no tensor, come from it.
         self._first = next(iter(self._sources.values()))
         self._layout = make_layout(
@@ -79,8 +86,9 @@ class MergeEngine:
 
     @property
     def nbytes(self) -> int:
-        """Size of all the models' tensors in bytes: what a resident engine holds."""
-        return sum(source.nbytes for source in self._sources.values())
+        """Size in bytes of all the models' tensors and of what is kept about them."""
+        kept = 0 if self._memory is None else self._memory.nbytes
+        return kept + sum(source.nbytes for source in self._sources.values())
 
     def dtype(self, recipe: Recipe) -> torch.dtype:
         """The type of a recipe's floating tensors: ``out_dtype``, ``dtype``, else the model's.
@@ -154,16 +162,21 @@ class MergeEngine:
         specs, dtype = self._resolve(recipe), self.dtype(recipe)
         live.check({spec.name: self._shape(spec) for spec in specs}, dtype, recipe.place)
         for spec in specs:
-            live.write(spec.name, self._merged(spec, dtype))
+            live.write(spec.name, self._merged(spec, dtype, live.place(spec.name)))
 
-    def _merged(self, spec: TensorMerge, dtype: torch.dtype) -> torch.Tensor:
+    def _merged(
+        self, spec: TensorMerge, dtype: torch.dtype, place: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One merged tensor; in ``place`` if that is given, can be written to and is near."""
         model, name = self._lead(spec)
         if not self._sources[model].dtype(name).is_floating_point:
             return self._sources[model].tensor(name).clone()
         base = self._sources[spec.base[0]].tensor(spec.base[1]) if spec.base else None
         inputs = [self._sources[part.model].tensor(part.tensor) for part in spec.contributions]
-        with torch.no_grad():
-            merged = merge(spec, base, inputs).to(dtype)
+        device = (inputs[0] if base is None else base).device
+        if place is not None and not (place.is_contiguous() and place.device == device):
+            place = None
+        merged = merge(spec, base, inputs, dtype=dtype, out=place, memory=self._memory)
         if merged.numel():
             low, high = torch.aminmax(merged)
             if not bool(torch.isfinite(low) & torch.isfinite(high)):

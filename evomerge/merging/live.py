@@ -45,10 +45,15 @@ class LiveTensors:
         if faults:
             raise RecipeError(Fault(place, fault) for fault in faults)
 
+    def place(self, name: str) -> torch.Tensor:
+        """The storage of a tensor."""
+        return self._tensors[name].detach()
+
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Copy a tensor into the live model's storage."""
-        with torch.no_grad():
-            self._tensors[name].copy_(tensor)
+        """Copy a tensor into the live model's storage, unless it was made there."""
+        place = self.place(name)
+        if place.data_ptr() != tensor.data_ptr():
+            place.copy_(tensor)
 
     def _faults(self, name: str, shape: tuple[int, ...]) -> list[str]:
         live = self._tensors.get(name)
