@@ -12,6 +12,8 @@ from evomerge.checkpoints import Checkpoint
 from evomerge.recipe import METHODS, Recipe
 from evomerge.references import ModelReference
 
+_PACKAGES = ("torch", "transformers", "safetensors")
+
 
 def model_card(
     text: str, recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]
@@ -34,7 +36,8 @@ def model_card(
             _front_matter(opened),
             "# A merged model",
             "",
-            f"Made by evomerge {version('evomerge')} from the models below, without training.",
+            f"Made by evomerge {version('evomerge')} from the models below, without training "
+            f"({', '.join(f'{package} {version(package)}' for package in _PACKAGES)}).",
             "",
             "## Models",
             "",

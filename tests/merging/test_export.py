@@ -72,6 +72,7 @@ def test_the_card_tells_models_method_and_recipe(family: Family, tmp_path: Path)
         fingerprint = Checkpoint.open(str(folder)).fingerprint()
         assert f"`{folder}`, SHA-256 of its weights `{fingerprint}`" in card
     assert "2406.11617" in card
+    assert f"torch {torch.__version__}" in card
     assert recipe.to_yaml().rstrip() in card
 
 
