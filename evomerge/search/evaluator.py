@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, spread
+from evomerge.errors import Fault, RecipeError
 from evomerge.evaluation import (
     ItemSet,
     Scorer,
@@ -165,6 +166,9 @@ def live_model(
         stored = Checkpoint.open(source, trust_remote_code=trust_remote_code)
         return LoadedModel(stored.load_model(dtype=wanted, device=where), stored.tokenizer(), where)
     engine = staged_engine(source, {}, trust_remote_code=trust_remote_code, device=where)
+    if engine.layers(source[-1]) is not None:
+        problem = "changes the layers; write the model with `evomerge merge`, then evaluate that"
+        raise RecipeError([Fault(source[-1].place, problem)])
     model = engine.like.load_model(dtype=engine.dtype(source[-1]), device=where)
     engine.merge_into(model, source[-1])
     return LoadedModel(model.to(wanted) if wanted else model, engine.like.tokenizer(), where)
