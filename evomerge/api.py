@@ -153,7 +153,7 @@ def search(
     from evomerge.search.workers import RayPool
 
     space = _space(space, include_path, seed, resources)
-    name = study or space.name
+    name = space.name if study is None else study
     folder = study_folder(name)
     prepared = prepare(space)
     share = worker_resources(space, workers)

@@ -11,7 +11,7 @@ from evomerge.errors import Fault, StudyError
 from evomerge.recipe import Recipe
 from evomerge.search.folder import ROOT, StudyFolder
 from evomerge.search.loop import best_of
-from evomerge.search.storage import StudyStore, TrialRecord, open_store
+from evomerge.search.storage import StudyStore, TrialRecord, open_store, study_names
 from evomerge.search.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ def open_study(study: str | Path, storage: str | None = None) -> StudyReport:
         listed = ", ".join(known) or "none"
         problem = f"no study there; studies below {ROOT}/: {listed}"
         raise StudyError([Fault(str(folder.path), problem)])
-    return StudyReport(open_store(folder.path.resolve().name, folder.url))
+    # A folder that was renamed or set aside holds its study under the old name.
+    names = study_names(folder.url)
+    name = names[0] if len(names) == 1 else folder.path.resolve().name
+    return StudyReport(open_store(name, folder.url))
 
 
 def _folder(study: str | Path) -> StudyFolder:

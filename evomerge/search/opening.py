@@ -15,6 +15,7 @@ from evomerge.search.provenance import check_unchanged, provenance
 from evomerge.search.storage import (
     StudyStore,
     create_store,
+    delete_study,
     has_study,
     open_store,
     quiet,
@@ -39,8 +40,11 @@ def study_folder(name: str) -> StudyFolder:
 
 
 def set_aside(folder: StudyFolder, name: str, storage: str | None) -> str | None:
-    """Make room for a fresh study: the old one gets another name. Returns it, or None."""
-    moved = str(folder.set_aside()) if folder.database.exists() else None
+    """Make room for a fresh study: the old one gets another name. Returns it, or None.
+
+    Its folder goes too where the study itself lies elsewhere.
+    """
+    moved = str(folder.set_aside()) if folder.exists else None
     if storage is not None and has_study(name, storage):
         moved = f"{name}.{datetime.now():%Y%m%d-%H%M%S}"
         rename_study(name, moved, storage)
@@ -63,8 +67,12 @@ def open_for_search(
     """
     quiet()
     url = storage or folder.url
-    if has_study(name, url):
-        store = open_store(name, url)
+    store = open_store(name, url) if has_study(name, url) else None
+    if store is not None and not any(record.state != "waiting" for record in store.records()):
+        # Refused before its first trial: nothing was found that another space could contradict.
+        delete_study(name, url)
+        store = None
+    if store is not None:
         _check_same(store, prepared.space, name)
     else:
         store = create_store(name, url)
@@ -78,13 +86,14 @@ def open_for_search(
     if PROVENANCE in facts:
         check_unchanged(facts[PROVENANCE], now, name)
     if DIGEST not in facts:
-        _record(store, folder, prepared, now)
+        _record(store, prepared, now)
+    if DIGEST not in facts or not folder.provenance.exists():
+        write_json(folder.provenance, store.facts[PROVENANCE])
+        write_whole(folder.space, read_text(Path(prepared.space.source), StudyError))
     return store
 
 
-def _record(
-    store: StudyStore, folder: StudyFolder, prepared: Preparation, now: dict[str, Any]
-) -> None:
+def _record(store: StudyStore, prepared: Preparation, now: dict[str, Any]) -> None:
     space = prepared.space
     store.remember(
         **{
@@ -95,8 +104,6 @@ def _record(
             DIGEST: space.digest(),  # last: a study with a digest has everything else
         }
     )
-    write_json(folder.provenance, now)
-    write_whole(folder.space, read_text(Path(space.source), StudyError))
 
 
 def _check_same(store: StudyStore, space: SearchSpace, name: str) -> None:

@@ -84,7 +84,9 @@ def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], place: st
         StudyError: names each model whose weights have changed.
     """
     old, new = before.get("checkpoints", {}), now.get("checkpoints", {})
-    changed = [name for name in old if name in new and old[name]["sha256"] != new[name]["sha256"]]
+    # By their places in the space, which is the same: the models may have moved since.
+    pairs = zip(old.values(), new.items(), strict=False)
+    changed = [name for was, (name, found) in pairs if was["sha256"] != found["sha256"]]
     if changed:
         raise StudyError(
             Fault(

@@ -6,17 +6,18 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.errors import Fault, StudyError
 from evomerge.evaluation import Comparison, Scores, compare, fitness
+from evomerge.recipe import Recipe
 from evomerge.search.baselines import decode
 from evomerge.search.loop import Budget, Observer, Progress, SearchLoop
 from evomerge.search.pool import Pool
 from evomerge.search.preparation import Preparation
 from evomerge.search.sampler import make_sampler
-from evomerge.search.storage import StudyStore, distributions
+from evomerge.search.storage import StudyStore, TrialRecord, distributions
 from evomerge.search.verdict import Verdict, finalists, judge, score_held_out
 
 VERDICT = "verdict"
@@ -137,7 +138,7 @@ class Session:
             record.number for record in pair
         ]:
             return Verdict.from_json(known), None
-        outcomes = score_held_out(self.pool(), pair)
+        outcomes = score_held_out(self.pool(), (self._located(pair[0]), self._located(pair[1])))
         winner, baseline = (outcomes[record.number] for record in pair)
         failed = winner.failure or baseline.failure
         if winner.scores is None or baseline.scores is None:
@@ -151,6 +152,15 @@ class Session:
         )
         self._store.remember(**{VERDICT: verdict.to_json()})
         return verdict, None
+
+    def _located(self, record: TrialRecord) -> TrialRecord:
+        """The trial, its recipe naming the models where they lie now, if they have moved."""
+        held = {checkpoint.reference for checkpoint in self._prepared.checkpoints}
+        if set(Recipe.from_yaml(record.recipe or "").models_named) <= held:
+            return record
+        planned = {baseline.label: baseline.recipe for baseline in self._prepared.baselines}
+        recipe = planned.get(record.label or "")
+        return replace(record, recipe=recipe or Problem(self._prepared).recipe(record.genome))
 
     def _compare(self, a: Scores, b: Scores) -> Comparison:
         items = self._prepared.holdout_items

@@ -111,11 +111,17 @@ class StudyStore:
             return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def plan(self, baselines: Iterable[PlannedBaseline]) -> None:
-        """Queue the baselines that the study does not have yet."""
-        known = {record.label for record in self.records() if record.kind == BASELINE}
+        """Queue the baselines that the study does not have yet.
+
+        Those that are still to be run name the models where they lie now.
+        """
+        known = {record.label: record for record in self.records() if record.kind == BASELINE}
         with _writing(self.url):
             for baseline in baselines:
-                if baseline.label in known:
+                record = known.get(baseline.label)
+                if record is not None:
+                    if not record.finished and record.recipe != baseline.recipe:
+                        self._annotate(record.number, {"recipe": baseline.recipe})
                     continue
                 attributes = {
                     KIND: BASELINE,
@@ -242,10 +248,21 @@ def rename_study(name: str, to: str, url: str) -> None:
         optuna.delete_study(study_name=name, storage=storage)
 
 
+def delete_study(name: str, url: str) -> None:
+    """Remove a study from its storage."""
+    with _writing(url):
+        optuna.delete_study(study_name=name, storage=_storage(url))
+
+
+def study_names(url: str) -> list[str]:
+    """The names of a storage's studies, sorted."""
+    with _reading(url):
+        return sorted(optuna.get_all_study_names(_storage(url)))
+
+
 def has_study(name: str, url: str) -> bool:
     """Whether the storage has a study of this name."""
-    with _reading(url):
-        return name in optuna.get_all_study_names(_storage(url))
+    return name in study_names(url)
 
 
 def distributions(genes: Sequence[Any]) -> dict[str, FloatDistribution]:
