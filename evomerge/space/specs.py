@@ -192,7 +192,7 @@ class SearchSettings(Strict):
 
     sampler: Literal["cmaes", "tpe", "random"] = "cmaes"
     seed: Natural = 0
-    sigma: Annotated[Real, Field(gt=0, le=1)] = 0.15
+    sigma: Annotated[Real, Field(gt=0, le=1)] = 0.25
     population: Annotated[StrictInt, Field(ge=2)] | None = None
     random_init: StrictBool = False
 

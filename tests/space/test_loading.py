@@ -98,7 +98,7 @@ def test_defaults(load: Load, small: str) -> None:
     assert (space.genome.normalize, space.genome.rescale, space.genome.lambda_) == (None,) * 3
     assert space.tasks == (TaskSpec(task="arc_easy"),)
     assert (space.tasks[0].metric, space.tasks[0].items) == ("acc", None)
-    assert (space.search.sampler, space.search.seed, space.search.sigma) == ("cmaes", 0, 0.15)
+    assert (space.search.sampler, space.search.seed, space.search.sigma) == ("cmaes", 0, 0.25)
     assert (space.holdout, space.dtype, space.tokenizer_source) == (None, None, None)
     assert (space.mask_seed, space.plain_sum, space.apply_chat_template) == (0, False, False)
     assert space.fewshot_as_multiturn is True
