@@ -134,15 +134,19 @@ class StudyStore:
     def ask(self, distributions: Mapping[str, FloatDistribution]) -> TrialRecord:
         """The next trial: a queued baseline if there is one, else a draw of the sampler."""
         with _writing(self.url):
-            trial = self._study.ask()
-            attributes = trial.user_attrs
-            if attributes.get(KIND) != BASELINE:
-                trial.set_user_attr(KIND, SEARCH)
-            genome = {
-                name: trial.suggest_float(name, gene.low, gene.high)
-                for name, gene in distributions.items()
-                if attributes.get("in_genome", True)
-            }
+            return self._drawn(self._study.ask(), distributions)
+
+    def _drawn(
+        self, trial: optuna.Trial, distributions: Mapping[str, FloatDistribution]
+    ) -> TrialRecord:
+        attributes = trial.user_attrs
+        if attributes.get(KIND) != BASELINE:
+            trial.set_user_attr(KIND, SEARCH)
+        genome = {
+            name: trial.suggest_float(name, gene.low, gene.high)
+            for name, gene in distributions.items()
+            if attributes.get("in_genome", True)
+        }
         return TrialRecord(
             number=trial.number,
             kind=attributes.get(KIND, SEARCH),
@@ -155,15 +159,21 @@ class StudyStore:
     def interrupted(self, distributions: Mapping[str, FloatDistribution]) -> list[TrialRecord]:
         """The trials that an earlier run had begun: to be run again, under their own numbers.
 
-        One that was cut off while its genome was being written has no meaning and is failed.
+        Where the genome was still being written, the rest is drawn now: as every draw hangs on the
+        seed, the trial's number and the results before it, the trial is the one that it would have
+        been.
         """
-        begun, whole = [r for r in self.records() if r.state == "running"], []
-        for record in begun:
-            if record.kind == SEARCH and set(record.genome) != set(distributions):
-                self.fail(record.number, "interrupted before it began")
-            else:
-                whole.append(record)
-        return whole
+        with _writing(self.url):
+            states = (TrialState.RUNNING,)
+            begun = self._study.get_trials(deepcopy=False, states=states)
+            identities = [
+                self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+                for trial in begun
+            ]
+            return [
+                self._drawn(optuna.Trial(self._study, identity), distributions)
+                for identity in identities
+            ]
 
     def tell(self, number: int, fitness: float, **facts: Any) -> None:
         """Record a finished trial. The value is written last: a trial is either whole or not told.
