@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from evomerge.errors import CheckpointError, Fault, InputError, StudyError, TaskError
-from evomerge.references import ModelReference
+from evomerge.arguments import (
+    check_device,
+    model_or_stages,
+    read_recipes,
+    read_space,
+    write_new,
+)
+from evomerge.errors import Fault, InputError, TaskError
 
 if TYPE_CHECKING:
     from evomerge.evaluation import Scores, TaskRequest
@@ -18,8 +24,8 @@ if TYPE_CHECKING:
     from evomerge.search.estimate import Estimate
     from evomerge.search.loop import Observer, Progress
     from evomerge.search.preparation import Preparation
+    from evomerge.search.records import TrialRecord
     from evomerge.search.session import SearchOutcome
-    from evomerge.search.storage import TrialRecord
     from evomerge.space import SearchSpace
 
 TRIALS = 200
@@ -49,7 +55,7 @@ def check(space: SearchSpace | str | Path, *, include_path: Sequence[Path] = ())
     """
     from evomerge.search.preparation import prepare
 
-    return prepare(_space(space, include_path))
+    return prepare(read_space(space, include_path))
 
 
 def load_study(study: str | Path, storage: str | None = None) -> StudyReport:
@@ -73,7 +79,7 @@ def export(
     """
     recipe = load_study(study, storage).recipe(trial)
     if out is not None:
-        _write_new(out, recipe.to_yaml())
+        write_new(out, recipe.to_yaml())
     return recipe
 
 
@@ -99,9 +105,9 @@ def merge(
     """
     from evomerge.merging import write_merge
 
-    _check_device(device)
+    check_device(device)
     return write_merge(
-        _recipes(recipe),
+        read_recipes(recipe),
         Path(out),
         trust_remote_code=trust_remote_code,
         max_shard_bytes=max_shard_bytes,
@@ -152,7 +158,7 @@ def search(
     from evomerge.search.session import Session
     from evomerge.search.workers import RayPool
 
-    space = _space(space, include_path, seed, resources)
+    space = read_space(space, include_path, seed, resources)
     name = space.name if study is None else study
     folder = study_folder(name)
     prepared = prepare(space)
@@ -225,12 +231,12 @@ def evaluate(
         raise TaskError([Fault("tasks", "none given; at least one is needed")])
     if dtype is not None and dtype not in DTYPES:
         raise InputError([Fault("dtype", f"{dtype!r}; allowed: {', '.join(DTYPES)}")])
-    _check_device(device)
+    check_device(device)
     setting = Setting(
         apply_chat_template=apply_chat_template,
         include_path=tuple(Path(folder).resolve() for folder in include_path),
     )
-    loaded = live_model(_source(model), dtype, device, trust_remote_code=trust_remote_code)
+    loaded = live_model(model_or_stages(model), dtype, device, trust_remote_code=trust_remote_code)
     return score(loaded, requests, setting)
 
 
@@ -254,68 +260,3 @@ def estimate_search(
         threads=plan.threads or 1,
     )
     return limits, count
-
-
-def _space(
-    space: SearchSpace | str | Path,
-    include_path: Sequence[Path] = (),
-    seed: int | None = None,
-    resources: Mapping[str, float | None] | None = None,
-) -> SearchSpace:
-    """A space, read if it is a file, with what the caller says instead of it."""
-    from evomerge.space import load_space
-
-    if isinstance(space, (str, Path)):
-        space = load_space(space)
-    changes: dict[str, Any] = {}
-    if include_path:
-        folders = tuple(Path(folder).resolve() for folder in include_path)
-        changes["include_path"] = (*space.include_path, *folders)
-    if seed is not None:
-        changes["search"] = space.search.model_copy(update={"seed": seed})
-    given = {name: value for name, value in (resources or {}).items() if value is not None}
-    if given:
-        changes["resources"] = space.resources.model_copy(update=given)
-    return space.model_copy(update=changes)
-
-
-def _source(model: str | Path | Recipe) -> ModelReference | Sequence[Recipe]:
-    """A model's name, or the stages of a recipe."""
-    if not isinstance(model, (str, Path)) or Path(model).is_file():
-        return _recipes(model)
-    try:
-        return ModelReference.parse(str(model))
-    except ValueError as problem:
-        raise CheckpointError([Fault(repr(str(model)), str(problem))]) from problem
-
-
-def _check_device(device: str | None) -> None:
-    """Refuse a device that torch does not know or this machine does not have."""
-    import torch
-
-    try:
-        if device is not None:
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        allowed = "cpu, cuda, cuda:1, …" if torch.cuda.is_available() else "cpu"
-        message = f"{device!r} cannot be used; allowed on this machine: {allowed}"
-        raise InputError([Fault("device", message)]) from problem
-
-
-def _recipes(recipe: str | Path | Recipe | Sequence[Recipe]) -> Sequence[Recipe]:
-    from evomerge.recipe import Recipe, load_recipes
-
-    if isinstance(recipe, Recipe):
-        return [recipe]
-    return load_recipes(Path(recipe)) if isinstance(recipe, (str, Path)) else recipe
-
-
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that must not exist yet."""
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as problem:
-        raise StudyError([Fault(str(path), "exists; it is not overwritten")]) from problem
-    except OSError as problem:
-        raise StudyError([Fault(str(path), f"cannot be written: {problem.strerror}")]) from problem

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from evomerge.report import StudyReport
     from evomerge.search.loop import Progress
     from evomerge.search.preparation import Preparation
-    from evomerge.search.storage import TrialRecord
+    from evomerge.search.records import TrialRecord
 
 
 def run_search(space: Path, **options: Any) -> None:

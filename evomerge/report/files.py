@@ -7,7 +7,8 @@ import time
 from evomerge.report.study import StudyReport
 from evomerge.search.folder import StudyFolder, write_json, write_whole
 from evomerge.search.loop import Progress
-from evomerge.search.storage import StudyStore, TrialRecord
+from evomerge.search.records import TrialRecord
+from evomerge.search.storage import StudyStore
 
 _PAUSE = 2.0  # seconds between two writings of the table, which grows with the study
 

@@ -11,8 +11,9 @@ from evomerge.errors import Fault, StudyError
 from evomerge.recipe import Recipe
 from evomerge.search.folder import ROOT, StudyFolder
 from evomerge.search.loop import best_of
-from evomerge.search.storage import StudyStore, TrialRecord, open_store, study_names
-from evomerge.search.verdict import Verdict
+from evomerge.search.records import TrialRecord
+from evomerge.search.storage import StudyStore, open_store, study_names
+from evomerge.search.verdict import Verdict, finalists
 
 if TYPE_CHECKING:
     import pandas
@@ -93,9 +94,13 @@ class StudyReport:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The held-out comparison, once the search came to its end."""
-        known = self.facts.get("verdict")
-        return Verdict.from_json(known) if known else None
+        """The held-out comparison of the present winner and best baseline, if it was made."""
+        known, pair = self.facts.get("verdict"), finalists(self.trials)
+        if not known or pair is None:
+            return None
+        verdict = Verdict.from_json(known)
+        judged = (verdict.winner.number, verdict.baseline.number)
+        return verdict if judged == tuple(record.number for record in pair) else None
 
     @property
     def counts(self) -> dict[str, int]:

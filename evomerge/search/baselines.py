@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.recipe import METHODS, Recipe
 from evomerge.references import ModelReference, labels
-from evomerge.search.storage import PlannedBaseline
+from evomerge.search.records import PlannedBaseline
 
 if TYPE_CHECKING:
     from evomerge.space import SearchSpace

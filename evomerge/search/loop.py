@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from evomerge.errors import EvomergeError
 from evomerge.evaluation import Scores
 from evomerge.search.pool import Job, Outcome, Pool
-from evomerge.search.storage import StudyStore, TrialRecord
+from evomerge.search.records import TrialRecord
+from evomerge.search.storage import StudyStore
 
 HOPELESS = 8
 """So many trials from the start, all failed, mean that the set-up is wrong, not the candidates."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.documents import read_text
-from evomerge.errors import Fault, StudyError
+from evomerge.errors import EvomergeWarning, Fault, StudyError
 from evomerge.search.folder import ROOT, StudyFolder, write_json, write_whole
 from evomerge.search.preparation import Preparation
 from evomerge.search.provenance import check_unchanged, provenance
@@ -25,7 +27,7 @@ from evomerge.search.storage import (
 if TYPE_CHECKING:
     from evomerge.space import SearchSpace
 
-DIGEST, SPACE, PROVENANCE = "digest", "space", "provenance"
+DIGEST, SPACE, PROVENANCE, SAMPLER = "digest", "space", "provenance", "sampler"
 
 
 def study_folder(name: str) -> StudyFolder:
@@ -67,15 +69,11 @@ def open_for_search(
     """
     quiet()
     url = storage or folder.url
-    store = open_store(name, url) if has_study(name, url) else None
-    if store is not None and not any(record.state != "waiting" for record in store.records()):
+    if has_study(name, url) and _never_began(open_store(name, url)):
         # Refused before its first trial: nothing was found that another space could contradict.
         delete_study(name, url)
-        store = None
-    if store is not None:
-        _check_same(store, prepared.space, name)
-    else:
-        store = create_store(name, url)
+    store = create_store(name, url)
+    _check_same(store, prepared.space, name)
     facts = store.facts
     now = provenance(
         prepared.checkpoints,
@@ -85,6 +83,7 @@ def open_for_search(
     )
     if PROVENANCE in facts:
         check_unchanged(facts[PROVENANCE], now, name)
+        _tell_changes(store, prepared.space, now)
     if DIGEST not in facts:
         _record(store, prepared, now)
     if DIGEST not in facts or not folder.provenance.exists():
@@ -101,13 +100,41 @@ def _record(store: StudyStore, prepared: Preparation, now: dict[str, Any]) -> No
             PROVENANCE: now,
             "genes": [gene.name for gene in prepared.genes],
             "items": len(prepared.search_items),
+            SAMPLER: space.search.model_dump(),
             DIGEST: space.digest(),  # last: a study with a digest has everything else
         }
     )
 
 
+def _never_began(store: StudyStore) -> bool:
+    """Whether it is a study of ours in which nothing but its baselines was queued."""
+    return DIGEST in store.facts and all(r.state == "waiting" for r in store.records())
+
+
+def _tell_changes(store: StudyStore, space: SearchSpace, now: Mapping[str, Any]) -> None:
+    """Warn of what does not make results incomparable, but the trials to come others."""
+    before = {**store.facts[PROVENANCE]["versions"], **store.facts.get(SAMPLER, {})}
+    after = {**now["versions"], **space.search.model_dump()}
+    changes = [
+        f"{name} is {after.get(name)}, was {value}"
+        for name, value in before.items()
+        if after.get(name) != value
+    ]
+    if changes:
+        warnings.warn(
+            f"study {store.name} goes on under other conditions ({'; '.join(changes)}): its next "
+            "trials are not those that the first run would have made",
+            EvomergeWarning,
+            stacklevel=2,
+        )
+        store.remember(**{SAMPLER: space.search.model_dump()})
+
+
 def _check_same(store: StudyStore, space: SearchSpace, name: str) -> None:
     digest = store.facts.get(DIGEST)
+    if digest is None and store.records():
+        problem = "is in the storage, but was not made by evomerge; choose another name (--study)"
+        raise StudyError.at(f"study {name}", problem)
     if digest in (None, space.digest()):
         return
     before = type(space).model_validate(json.loads(store.facts[SPACE]))

@@ -19,7 +19,7 @@ from evomerge.merging import DTYPES, layout_of
 from evomerge.recipe import Recipe, resolve
 from evomerge.search.baselines import baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, items_of
-from evomerge.search.storage import PlannedBaseline
+from evomerge.search.records import PlannedBaseline
 from evomerge.search.workers import Resources
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from evomerge.search.baselines import decode
 from evomerge.search.loop import Budget, Observer, Progress, SearchLoop
 from evomerge.search.pool import Pool
 from evomerge.search.preparation import Preparation
+from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import make_sampler
-from evomerge.search.storage import StudyStore, TrialRecord, distributions
+from evomerge.search.storage import StudyStore, distributions
 from evomerge.search.verdict import Verdict, finalists, judge, score_held_out
 
 VERDICT = "verdict"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from evomerge.errors import EvomergeError, Fault, StudyError
+from evomerge.search.records import PlannedBaseline, TrialRecord
 from evomerge.search.sampler import BASELINE, KIND, SEARCH, TOLD
 
 _STATES = {
@@ -31,51 +31,6 @@ _STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the study remembers it.
-
-    Args:
-        number: the trial's number, from 0.
-        kind: ``baseline`` or ``search``.
-        state: ``waiting``, ``running``, ``complete``, ``pruned`` or ``failed``.
-        fitness: what the sampler was told; None while there is none.
-        genome: gene name → value; empty for a baseline outside the genome.
-        label: a baseline's name (``base``, ``uniform``, ``only <model>``).
-        recipe: the recipe as YAML; None until the trial was dispatched.
-        scores: task → {metric: [value, standard error]}.
-        seconds: where the time went: ``merge``, ``score``.
-        failure: why it failed.
-        told: its place in the order in which results arrived.
-    """
-
-    number: int
-    kind: str
-    state: str
-    fitness: float | None = None
-    genome: Mapping[str, float] = field(default_factory=dict)
-    label: str | None = None
-    recipe: str | None = None
-    scores: Mapping[str, Any] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    failure: str | None = None
-    told: int | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in ("complete", "failed", "pruned")
-
-
-@dataclass(frozen=True)
-class PlannedBaseline:
-    """A baseline to be scored before the search: its name, its recipe, its genome if it has one."""
-
-    label: str
-    recipe: str
-    genome: Mapping[str, float] | None
 
 
 class StudyStore:

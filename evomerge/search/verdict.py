@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.evaluation import Comparison, Scores
 from evomerge.search.loop import best_of, summary
 from evomerge.search.pool import Job, Outcome, Pool
-from evomerge.search.storage import TrialRecord
+from evomerge.search.records import TrialRecord
 
 WIN, LOSS, OPEN = "win", "loss", "open"
 

@@ -10,8 +10,9 @@ from optuna.distributions import FloatDistribution
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from evomerge.search.records import PlannedBaseline
 from evomerge.search.sampler import make_sampler
-from evomerge.search.storage import PlannedBaseline, StudyStore, create_store
+from evomerge.search.storage import StudyStore, create_store
 
 GENES = {f"weight/{i}": FloatDistribution(0.0, 1.0) for i in range(3)}
 TRIALS = 9

@@ -9,7 +9,7 @@ import pytest
 
 from evomerge.evaluation import MetricName, Scores, TaskRequest, TaskScore, Value, compare, fitness
 from evomerge.report import verdict_words
-from evomerge.search.storage import TrialRecord
+from evomerge.search.records import TrialRecord
 from evomerge.search.verdict import LOSS, OPEN, WIN, Verdict, judge
 
 ACC = MetricName("acc", "none")

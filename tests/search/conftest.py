@@ -13,8 +13,9 @@ from optuna.distributions import FloatDistribution
 from evomerge.errors import TrialError
 from evomerge.evaluation import MetricName, Scores, TaskScore, Value
 from evomerge.search.pool import Job, Outcome
+from evomerge.search.records import PlannedBaseline
 from evomerge.search.sampler import make_sampler
-from evomerge.search.storage import PlannedBaseline, StudyStore, create_store
+from evomerge.search.storage import StudyStore, create_store
 from tests.search.landscapes import Objective, sphere
 
 ACC = MetricName("acc", "none")

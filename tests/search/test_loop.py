@@ -11,7 +11,8 @@ from optuna.storages import RDBStorage
 from evomerge.errors import StudyError
 from evomerge.search.loop import HOPELESS, Budget, Progress, SearchError, SearchLoop
 from evomerge.search.pool import LocalPool
-from evomerge.search.storage import StudyStore, TrialRecord
+from evomerge.search.records import TrialRecord
+from evomerge.search.storage import StudyStore
 from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store
 from tests.search.landscapes import sphere
 

@@ -1,0 +1,80 @@
+"""What a caller may say, turned into what the rooms take, or refused in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.errors import CheckpointError, Fault, InputError, StudyError
+from evomerge.references import ModelReference
+
+if TYPE_CHECKING:
+    from evomerge.recipe import Recipe
+    from evomerge.space import SearchSpace
+
+
+def read_space(
+    space: SearchSpace | str | Path,
+    include_path: Sequence[Path] = (),
+    seed: int | None = None,
+    resources: Mapping[str, float | None] | None = None,
+) -> SearchSpace:
+    """A space, read if it is a file, with what the caller says instead of it."""
+    from evomerge.space import load_space
+
+    if isinstance(space, (str, Path)):
+        space = load_space(space)
+    changes: dict[str, Any] = {}
+    if include_path:
+        folders = tuple(Path(folder).resolve() for folder in include_path)
+        changes["include_path"] = (*space.include_path, *folders)
+    if seed is not None:
+        changes["search"] = space.search.model_copy(update={"seed": seed})
+    given = {name: value for name, value in (resources or {}).items() if value is not None}
+    if given:
+        changes["resources"] = space.resources.model_copy(update=given)
+    return space.model_copy(update=changes)
+
+
+def model_or_stages(model: str | Path | Recipe) -> ModelReference | Sequence[Recipe]:
+    """A model's name, or the stages of a recipe."""
+    if not isinstance(model, (str, Path)) or Path(model).is_file():
+        return read_recipes(model)
+    try:
+        return ModelReference.parse(str(model))
+    except ValueError as problem:
+        raise CheckpointError([Fault(repr(str(model)), str(problem))]) from problem
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that torch does not know or this machine does not have."""
+    import torch
+
+    try:
+        if device is not None:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        allowed = "cpu, cuda, cuda:1, …" if torch.cuda.is_available() else "cpu"
+        message = f"{device!r} cannot be used; allowed on this machine: {allowed}"
+        raise InputError([Fault("device", message)]) from problem
+
+
+def read_recipes(recipe: str | Path | Recipe | Sequence[Recipe]) -> Sequence[Recipe]:
+    """The stages of a recipe, read if it is a file."""
+    from evomerge.recipe import Recipe, load_recipes
+
+    if isinstance(recipe, Recipe):
+        return [recipe]
+    return load_recipes(Path(recipe)) if isinstance(recipe, (str, Path)) else recipe
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that must not exist yet."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as problem:
+        raise StudyError([Fault(str(path), "exists; it is not overwritten")]) from problem
+    except OSError as problem:
+        raise StudyError([Fault(str(path), f"cannot be written: {problem.strerror}")]) from problem

@@ -1,0 +1,93 @@
+"""Opening the study of a search: whose it is, and what has changed since."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import optuna
+import pytest
+
+from evomerge.errors import EvomergeWarning, StudyError
+from evomerge.report import StudyReport
+from evomerge.search.folder import StudyFolder
+from evomerge.search.opening import open_for_search
+from evomerge.search.preparation import Preparation, prepare
+from evomerge.search.storage import StudyStore
+from evomerge.space import load_space
+
+SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Preparation:
+    return prepare(load_space(SPACES / "quickstart.yaml"), hold_out=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    folder = StudyFolder(tmp_path / "quickstart")
+    folder.make()
+    return folder
+
+
+def begun(prepared: Preparation, folder: StudyFolder) -> StudyStore:
+    """A study with one finished baseline."""
+    store = open_for_search(prepared, folder, "quickstart", None)
+    store.plan(prepared.baselines)
+    store.tell(store.ask({}).number, 0.5)
+    return store
+
+
+def test_study_of_somebody_else_is_refused_and_kept(
+    prepared: Preparation, folder: StudyFolder
+) -> None:
+    foreign = optuna.create_study(study_name="quickstart", storage=folder.url)
+    foreign.add_trial(optuna.trial.create_trial(value=1.0))
+    with pytest.raises(StudyError, match="not made by evomerge"):
+        open_for_search(prepared, folder, "quickstart", None)
+    kept = optuna.load_study(study_name="quickstart", storage=folder.url)
+    assert [trial.value for trial in kept.trials] == [1.0]
+
+
+def test_other_sampler_settings_are_told_once(prepared: Preparation, folder: StudyFolder) -> None:
+    begun(prepared, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvomergeWarning)
+        open_for_search(prepared, folder, "quickstart", None)
+    wider = prepared.space.search.model_copy(update={"sigma": 0.4})
+    space = prepared.space.model_copy(update={"search": wider})
+    changed = Preparation(**{**vars(prepared), "space": space})
+    with pytest.warns(EvomergeWarning, match=r"sigma is 0\.4, was 0\.25"):
+        open_for_search(changed, folder, "quickstart", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvomergeWarning)
+        open_for_search(changed, folder, "quickstart", None)
+
+
+def test_verdict_on_other_finalists_is_no_longer_told(
+    prepared: Preparation, folder: StudyFolder
+) -> None:
+    store = begun(prepared, folder)
+    for _ in prepared.baselines[1:]:
+        store.tell(store.ask({}).number, 0.4)
+    genes = {
+        gene.name: optuna.distributions.FloatDistribution(gene.low, gene.high)
+        for gene in prepared.genes
+    }
+    store.tell(store.ask(genes).number, 0.7)
+    finalist = {
+        "number": 6,
+        "label": "trial 6",
+        "kind": "search",
+        "search_fitness": 0.7,
+        "fitness": 0.6,
+        "scores": {},
+    }
+    baseline = {**finalist, "number": 0, "label": "base", "kind": "baseline"}
+    numbers = {"outcome": "win", "difference": 0.1, "low": 0.05, "high": 0.15, "items": 100}
+    verdict = {**numbers, "winner": finalist, "baseline": baseline, "tasks": []}
+    store.remember(verdict=verdict)
+    assert StudyReport(store).verdict is not None
+    store.tell(store.ask(genes).number, 0.8)
+    assert StudyReport(store).verdict is None
