@@ -47,7 +47,7 @@ class ModelReference:
 
     @classmethod
     def _from_mapping(cls, value: Mapping[str, Any]) -> ModelReference:
-        unknown = sorted(set(value) - {"model", "lora", "override_architecture"})
+        unknown = set(value) - {"model", "lora", "override_architecture"}
         if unknown or "model" not in value:
             raise ValueError("a model's mapping has the keys model, lora (each path, revision)")
         if value.get("override_architecture"):
@@ -151,6 +151,8 @@ def _split_revision(text: str) -> tuple[str, str | None]:
 def _path_and_revision(value: Any) -> tuple[str, str | None]:
     if isinstance(value, str):
         return _split_revision(value)
-    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        return value["path"], value.get("revision")
-    raise ValueError("a model's mapping has a path and, if wanted, a revision")
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str) and value["path"]:
+        revision = value.get("revision")
+        if revision is None or (isinstance(revision, str) and revision):
+            return value["path"], revision
+    raise ValueError("a model's mapping has a path and, if wanted, a revision (both strings)")

@@ -25,6 +25,9 @@ from evomerge.documents import UNKNOWN_KEY, KeyPath, unknown_key
 Conflict = tuple[KeyPath, str]
 """A key path and what is wrong with it."""
 
+_FAULTY: Any = object()
+"""Stands for a value that is not right; None is one that may be."""
+
 
 class Strict(BaseModel):
     """A frozen model without unknown keys, whose errors name all faults."""
@@ -75,9 +78,9 @@ def salvage(model: type[BaseModel], data: Any) -> dict[str, Any]:
             for extra in field.metadata:
                 kind = Annotated[kind, extra]
             value = _right(kind, data[key])
-            if value is None:
+            if value is _FAULTY:
                 value = _salvaged(field.annotation, data[key])
-            if value is not None or data[key] is None:
+            if value is not _FAULTY:
                 right[name] = value
         elif not field.is_required():
             right[name] = field.get_default(call_default_factory=True)
@@ -85,21 +88,22 @@ def salvage(model: type[BaseModel], data: Any) -> dict[str, Any]:
 
 
 def _right(kind: Any, value: Any) -> Any:
-    """The validated value; None if it is faulty."""
+    """The validated value, or ``_FAULTY``."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
-        return None
+        return _FAULTY
 
 
 def _salvaged(kind: Any, value: Any) -> Any:
-    """What is right in a faulty value; None if its type has no parts."""
+    """What is right in a faulty value; ``_FAULTY`` if its type has no parts."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return salvage(kind, value)
+        return salvage(kind, value) if isinstance(value, Mapping) else _FAULTY
     inner = get_args(kind)[0] if get_origin(kind) is tuple else None
     if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, list):
-        return [_right(inner, item) or salvage(inner, item) for item in value]
-    return None
+        found = [(_right(inner, item), item) for item in value]
+        return [salvage(inner, item) if right is _FAULTY else right for right, item in found]
+    return _FAULTY
 
 
 def errors_at(faults: Iterable[Conflict], title: str, found: Any) -> ValidationError:
