@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from evomerge.errors import CheckpointError, Fault, InputError, StudyError
 from evomerge.references import ModelReference
@@ -12,6 +14,9 @@ from evomerge.references import ModelReference
 if TYPE_CHECKING:
     from evomerge.recipe import Recipe
     from evomerge.space import SearchSpace
+
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
 def read_space(
@@ -26,25 +31,46 @@ def read_space(
     if isinstance(space, (str, Path)):
         space = load_space(space)
     changes: dict[str, Any] = {}
+    faults: list[Fault] = []
     if include_path:
         folders = tuple(Path(folder).resolve() for folder in include_path)
         changes["include_path"] = (*space.include_path, *folders)
     if seed is not None:
-        changes["search"] = space.search.model_copy(update={"seed": seed})
+        changes["search"] = _updated(space.search, {"seed": seed}, faults)
     given = {name: value for name, value in (resources or {}).items() if value is not None}
     if given:
-        changes["resources"] = space.resources.model_copy(update=given)
+        changes["resources"] = _updated(space.resources, given, faults)
+    if faults:
+        raise InputError(faults)
     return space.model_copy(update=changes)
+
+
+def _updated(section: Section, values: Mapping[str, Any], faults: list[Fault]) -> Section:
+    """A section of a space with other values, checked as the file's are."""
+    try:
+        return type(section).model_validate({**section.model_dump(), **values})
+    except ValidationError as problem:
+        for detail in problem.errors():
+            name = str(detail["loc"][0]) if detail["loc"] else "argument"
+            faults.append(Fault(f"--{name}", f"{detail['input']!r}: {detail['msg'].lower()}"))
+        return section
 
 
 def model_or_stages(model: str | Path | Recipe) -> ModelReference | Sequence[Recipe]:
     """A model's name, or the stages of a recipe."""
-    if not isinstance(model, (str, Path)) or Path(model).is_file():
+    if not isinstance(model, (str, Path)) or _is_file(Path(model)):
         return read_recipes(model)
     try:
         return ModelReference.parse(str(model))
     except ValueError as problem:
         raise CheckpointError([Fault(repr(str(model)), str(problem))]) from problem
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def check_device(device: str | None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from evomerge import __version__
-from evomerge.cli.output import errors_told
+from evomerge.cli.output import bear_any_encoding, errors_told
 
 app = typer.Typer(
     name="evomerge",
@@ -42,18 +42,26 @@ def main() -> None:
     """The entry point."""
     # The tokenizer's own threads and ours would fight over the cores, and warn about forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    bear_any_encoding()
     app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"evomerge {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"evomerge {__version__}")
-        raise typer.Exit
+    """Search for the merge of language models that keeps the best of each."""
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +46,16 @@ class ItemSet:
     def versions(self) -> dict[str, str]:
         """Leaf task → the version that its definition states."""
         return {task.name: str(task.task.VERSION) for task in self.tasks}
+
+    def digest(self) -> str:
+        """A hash of what is asked and of what counts as right: documents, prompts, tokens."""
+        whole = hashlib.sha256()
+        for task in self.tasks:
+            documents = [instance.doc for instance in task.task.instances]
+            told = json.dumps([task.name, task.doc_ids, documents], default=str, sort_keys=True)
+            whole.update(told.encode())
+            whole.update(repr(task.queries).encode())
+        return whole.hexdigest()
 
     @property
     def queries(self) -> tuple[Query, ...]:

@@ -46,9 +46,12 @@ def open_study(study: str | Path, storage: str | None = None) -> StudyReport:
 
 def _folder(study: str | Path) -> StudyFolder:
     path = Path(study)
-    if path.is_dir() and (path / "study.db").is_file():
-        return StudyFolder(path)
-    return StudyFolder(ROOT / path)
+    try:
+        found = StudyFolder(path if (path / "study.db").is_file() else ROOT / path)
+        found.database.is_file()
+        return found
+    except OSError as problem:  # a name that no folder can have
+        raise StudyError([Fault(str(study)[:80], f"is no study: {problem.strerror}")]) from problem
 
 
 class StudyReport:

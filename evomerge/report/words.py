@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.search.verdict import LOSS, WIN, Finalist, Verdict
+from evomerge.search.verdict import FEWEST, LOSS, WIN, Verdict
 
 
 def verdict_words(verdict: Verdict) -> str:
@@ -13,7 +13,7 @@ def verdict_words(verdict: Verdict) -> str:
         f"{winner.fitness:.4f} and the best baseline ({baseline.label}) {baseline.fitness:.4f}: "
         f"a difference of {verdict.difference:+.4f}{_interval(verdict)}."
     )
-    return f"{_headline(verdict)} {numbers} {_luck(winner)}"
+    return f"{_headline(verdict)} {numbers} {_carried(verdict)}"
 
 
 def _headline(verdict: Verdict) -> str:
@@ -24,6 +24,8 @@ def _headline(verdict: Verdict) -> str:
             "No win: the searched recipe is worse on items that the search never saw. "
             f"Use the baseline ({verdict.baseline.label}, trial {verdict.baseline.number})."
         )
+    if verdict.items < FEWEST:
+        return f"Open: fewer than {FEWEST} held-out items prove nothing."
     if verdict.low is None:
         return "Open: these metrics allow no interval, so nothing is proved."
     return (
@@ -38,9 +40,10 @@ def _interval(verdict: Verdict) -> str:
     return f" (95 % interval {verdict.low:+.4f} to {verdict.high:+.4f}, paired item by item)"
 
 
-def _luck(winner: Finalist) -> str:
-    gap = winner.search_fitness - winner.fitness
-    seen = f"On the search items, where it was chosen, it had {winner.search_fitness:.4f}"
-    if gap > 0:
-        return f"{seen}: {gap:.4f} of that was luck of the draw."
-    return f"{seen}: none of that was luck of the draw."
+def _carried(verdict: Verdict) -> str:
+    """What the winner's lead was where it was chosen: the best of many noisy numbers."""
+    lead = verdict.winner.search_fitness - verdict.baseline.search_fitness
+    return (
+        f"On the search items, where it was chosen, its lead was {lead:+.4f}: "
+        f"{verdict.difference:+.4f} of that is left."
+    )

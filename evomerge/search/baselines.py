@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.recipe import METHODS, Recipe
 from evomerge.references import ModelReference, labels
 from evomerge.search.records import PlannedBaseline
+from evomerge.space import recipe_types
 
 if TYPE_CHECKING:
     from evomerge.space import SearchSpace
@@ -35,8 +36,9 @@ def baselines(space: SearchSpace, num_layers: int) -> list[PlannedBaseline]:
     for model, label in names.items():
         alone = {other: float(other == label) for other in names.values()}
         planned.append(_planned(f"only {label}", space, alone, num_layers, model))
-    equal = {label: 1.0 / len(names) for label in names.values()}
-    planned.append(_planned(UNIFORM, space, equal, num_layers, None))
+    if len(names) > 1:
+        equal = {label: 1.0 / len(names) for label in names.values()}
+        planned.append(_planned(UNIFORM, space, equal, num_layers, None))
     return planned
 
 
@@ -90,5 +92,5 @@ def _blend(space: SearchSpace, weights: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _types(space: SearchSpace) -> dict[str, Any]:
-    kept = {"dtype": space.dtype, "tokenizer_source": space.tokenizer_source}
-    return {name: value for name, value in kept.items() if value is not None}
+    source = {"tokenizer_source": space.tokenizer_source} if space.tokenizer_source else {}
+    return {**recipe_types(space.dtype), **source}

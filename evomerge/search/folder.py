@@ -59,7 +59,12 @@ class StudyFolder:
         """Rename the folder, so that a fresh study loses nothing; returns the new place."""
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         aside = self.path.with_name(f"{self.path.name}.{stamp}")
-        os.rename(self.path, aside)
+        try:
+            os.rename(self.path, aside)
+        except OSError as problem:
+            raise StudyError(
+                [Fault(str(self.path), f"cannot be set aside: {problem}")]
+            ) from problem
         return aside
 
     @contextmanager
@@ -72,7 +77,13 @@ class StudyFolder:
             StudyError: another search holds it.
         """
         self.make()
-        with self.path.with_name(f".{self.path.name}.lock").open("a+") as file:
+        place = self.path.with_name(f".{self.path.name}.lock")
+        try:
+            opened = place.open("a+")
+        except OSError as problem:
+            fault = Fault(str(place), f"cannot be written: {problem.strerror}")
+            raise StudyError([fault]) from problem
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as problem:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.documents import read_text
 from evomerge.errors import EvomergeWarning, Fault, StudyError
 from evomerge.search.folder import ROOT, StudyFolder, write_json, write_whole
+from evomerge.search.ownership import check_free
 from evomerge.search.preparation import Preparation
 from evomerge.search.provenance import check_unchanged, provenance
 from evomerge.search.storage import (
@@ -27,7 +28,13 @@ from evomerge.search.storage import (
 if TYPE_CHECKING:
     from evomerge.space import SearchSpace
 
-DIGEST, SPACE, PROVENANCE, SAMPLER = "digest", "space", "provenance", "sampler"
+DIGEST, SPACE, PROVENANCE, SAMPLER, ITEMS = (
+    "digest",
+    "space",
+    "provenance",
+    "sampler",
+    "items",
+)
 
 
 def study_folder(name: str) -> StudyFolder:
@@ -36,7 +43,8 @@ def study_folder(name: str) -> StudyFolder:
     Raises:
         StudyError: the name is no folder's name.
     """
-    if not name or name in (".", "..") or "/" in name or "\0" in name:
+    usable = name.isprintable() and len(name.encode()) <= 200 and "/" not in name
+    if not name or name in (".", "..") or not usable:
         raise StudyError.at("study", f"{name!r} is no name; it becomes a folder in {ROOT}/")
     return StudyFolder(ROOT / name)
 
@@ -69,9 +77,12 @@ def open_for_search(
     """
     quiet()
     url = storage or folder.url
-    if has_study(name, url) and _never_began(open_store(name, url)):
-        # Refused before its first trial: nothing was found that another space could contradict.
-        delete_study(name, url)
+    if has_study(name, url):
+        before = open_store(name, url)
+        check_free(before)
+        if _never_began(before):
+            # Refused before its first trial: nothing was found that a new space could contradict.
+            delete_study(name, url)
     store = create_store(name, url)
     _check_same(store, prepared.space, name)
     facts = store.facts
@@ -83,6 +94,7 @@ def open_for_search(
     )
     if PROVENANCE in facts:
         check_unchanged(facts[PROVENANCE], now, name)
+        _check_items(facts, prepared, name)
         _tell_changes(store, prepared.space, now)
     if DIGEST not in facts:
         _record(store, prepared, now)
@@ -99,7 +111,7 @@ def _record(store: StudyStore, prepared: Preparation, now: dict[str, Any]) -> No
             SPACE: space.model_dump_json(),
             PROVENANCE: now,
             "genes": [gene.name for gene in prepared.genes],
-            "items": len(prepared.search_items),
+            ITEMS: prepared.search_items.digest(),
             SAMPLER: space.search.model_dump(),
             DIGEST: space.digest(),  # last: a study with a digest has everything else
         }
@@ -128,6 +140,15 @@ def _tell_changes(store: StudyStore, space: SearchSpace, now: Mapping[str, Any])
             stacklevel=2,
         )
         store.remember(**{SAMPLER: space.search.model_dump()})
+
+
+def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str) -> None:
+    if facts.get(ITEMS) not in (None, prepared.search_items.digest()):
+        problem = (
+            "its tasks' items, prompts or tokenizer have changed since it began, so that scores "
+            "cannot be compared; put them back, or begin another study (--study NAME, or --fresh)"
+        )
+        raise StudyError([Fault(f"study {name}", problem)])
 
 
 def _check_same(store: StudyStore, space: SearchSpace, name: str) -> None:

@@ -20,9 +20,12 @@ from evomerge.recipe import Recipe, resolve
 from evomerge.search.baselines import baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, items_of
 from evomerge.search.records import PlannedBaseline
+from evomerge.search.verdict import FEWEST
 from evomerge.search.workers import Resources
 
 if TYPE_CHECKING:
+    import torch
+
     from evomerge.space import Gene, SearchSpace
 
 
@@ -107,6 +110,8 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
         faults.add(faults.gather(compare, checkpoints) or (), CheckpointError)
     faults.check()
     base = checkpoints[0]
+    # From here on the type is explicit: recipes say it, and nothing downstream adds a default.
+    space = space.model_copy(update={"dtype": space.dtype or _name(base.torch_dtype)})
     genes = faults.gather(space.genes, base.num_layers)
     planned = faults.gather(baselines, space, base.num_layers) if genes else None
     if genes:
@@ -117,6 +122,11 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     faults.check()
     if not genes:
         raise SpaceError([space.fault(("genome",), "nothing varies: every value is fixed")])
+    if held_out is not None and len(held_out) < FEWEST:
+        notes.append(
+            f"{len(held_out)} held-out items are too few to call anything a win; hold out at "
+            f"least {FEWEST}, better hundreds"
+        )
     return Preparation(
         space=space,
         checkpoints=tuple(checkpoints),
@@ -136,7 +146,7 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
         base=space.base_model or space.models[0],
         models=space.models,
         has_base=space.base_model is not None,
-        dtype=space.dtype or str(base.torch_dtype).removeprefix("torch."),
+        dtype=space.dtype or _name(base.torch_dtype),
         requests=task_requests(space),
         setting=Setting(
             apply_chat_template=space.apply_chat_template,
@@ -147,6 +157,10 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
         holdout_items=space.holdout.items if space.holdout else None,
         trust_remote_code=space.trust_remote_code,
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def task_requests(space: SearchSpace) -> tuple[TaskRequest, ...]:

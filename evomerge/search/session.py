@@ -14,6 +14,7 @@ from evomerge.evaluation import Comparison, Scores, compare, fitness
 from evomerge.recipe import Recipe
 from evomerge.search.baselines import decode
 from evomerge.search.loop import Budget, Observer, Progress, SearchLoop
+from evomerge.search.ownership import Ownership
 from evomerge.search.pool import Pool
 from evomerge.search.preparation import Preparation
 from evomerge.search.records import TrialRecord
@@ -89,17 +90,24 @@ class Session:
             StudyError: the storage fails.
             WorkerError: no worker can be had.
         """
-        self._store.use(self._sampler())
-        self._store.plan(self._prepared.baselines)
+        owner = Ownership(self._store)
         try:
-            return self._run()
+            self._store.use(self._sampler())
+            self._store.plan(self._prepared.baselines)
+            return self._run(owner)
         finally:
             if self._pool is not None:
                 self._pool.close()
+            owner.release()
 
-    def _run(self) -> SearchOutcome:
+    def _run(self, owner: Ownership) -> SearchOutcome:
         stop = threading.Event()
-        loop = SearchLoop(self._store, Problem(self._prepared), self._budget, self._observer, stop)
+
+        def observe(record: TrialRecord | None, progress: Progress) -> None:
+            owner.beat()
+            self._observer(record, progress)
+
+        loop = SearchLoop(self._store, Problem(self._prepared), self._budget, observe, stop)
         progress = loop.progress()
         if loop.has_work:
             pool = self.pool()

@@ -13,6 +13,11 @@ from evomerge.search.records import TrialRecord
 
 WIN, LOSS, OPEN = "win", "loss", "open"
 
+FEWEST = 20
+"""Held-out items below which nothing is called a win or a loss: the bootstrap's interval is too
+narrow then (with 5 items and equal models it lies above 0 in one case of twenty, with one in two).
+"""
+
 
 @dataclass(frozen=True)
 class Finalist:
@@ -38,7 +43,8 @@ class Verdict:
     """The outcome of a search.
 
     Args:
-        outcome: ``win`` (the interval lies above 0), ``loss`` (below 0) or ``open`` (it holds 0).
+        outcome: ``win`` (the interval lies above 0), ``loss`` (below 0) or ``open`` (it holds 0, or
+            there are fewer than :data:`FEWEST` items).
         winner: the fittest searched trial, on the held-out items.
         baseline: the fittest baseline, on the held-out items.
         difference: winner − baseline, paired item by item, in the fitness's unit.
@@ -110,7 +116,7 @@ def judge(
     """
     comparison = compare(baseline[1], winner[1])
     return Verdict(
-        outcome=_outcome(comparison),
+        outcome=_outcome(comparison) if items >= FEWEST else OPEN,
         winner=_finalist(*winner, fitness),
         baseline=_finalist(*baseline, fitness),
         difference=comparison.difference,

@@ -93,10 +93,11 @@ class RayPool:
     def __init__(
         self, make: Callable[[], Evaluator], resources: Resources, *, address: str | None = None
     ) -> None:
-        self._make, self._resources = make, resources
+        self._make, self._resources, self._address = make, resources, address
         self._ray = _connect(address, resources)
         self._running: dict[Any, _Slot] = {}
         try:
+            self._check_room()
             workers = resources.workers or self._room()
             self._slots: list[_Slot] = []
             self._starting = self._begin(workers)
@@ -201,12 +202,22 @@ class RayPool:
             return
         self._slots.append(slot)
 
+    def _check_room(self) -> None:
+        """Refuse workers that would wait for ever for what the cluster does not have."""
+        total = self._ray.cluster_resources()
+        wanted = {"GPU": self._resources.gpus, "CPU": self._resources.cpus}
+        for name, amount in wanted.items():
+            there = float(total.get(name, 0))
+            if amount > there:
+                where = "the cluster has" if self._address else "this machine has"
+                raise WorkerError(f"a worker is to have {amount:g} {name}; {where} {there:g}")
+
     def _room(self) -> int:
         """How many workers fit into the cluster."""
         total = self._ray.cluster_resources()
         if self._resources.gpus > 0:
             return max(1, int(total.get("GPU", 0) / self._resources.gpus + 1e-6))
-        return max(1, int(total.get("CPU", 1) / max(self._resources.cpus, 1e-6) + 1e-6))
+        return max(1, int(total.get("CPU", 1) / self._resources.cpus + 1e-6))
 
     def _await_first(self) -> None:
         """Wait until one worker has started: what is wrong with all of them shows here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evomerge.space.decoding import recipe_types
 from evomerge.space.genes import Gene
 from evomerge.space.loading import SpaceWarning, load_space
 from evomerge.space.model import SearchSpace
@@ -28,4 +29,5 @@ __all__ = [
     "SpaceWarning",
     "TaskSpec",
     "load_space",
+    "recipe_types",
 ]

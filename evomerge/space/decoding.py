@@ -182,8 +182,19 @@ def _base(space: SearchSpace) -> Any | None:
     return None
 
 
+def recipe_types(dtype: str | None) -> dict[str, str]:
+    """The recipe's keys for a merged model of this type.
+
+    We compute in float32 and cast once. mergekit computes in ``dtype``, where trimming and election
+    come out otherwise; so that its own command makes the same model, the two are told apart.
+    """
+    if dtype is None:
+        return {}
+    return {"dtype": "float32"} if dtype == "float32" else {"dtype": "float32", "out_dtype": dtype}
+
+
 def _rest(space: SearchSpace) -> dict[str, Any]:
-    rest: dict[str, Any] = {"dtype": space.dtype, "tokenizer_source": space.tokenizer_source}
+    rest: dict[str, Any] = {**recipe_types(space.dtype), "tokenizer_source": space.tokenizer_source}
     if METHODS[space.merge_method].draws_masks:
         rest["mask_seed"] = space.mask_seed
     return {name: value for name, value in rest.items() if value is not None}

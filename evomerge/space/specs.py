@@ -36,6 +36,7 @@ from evomerge.space.strict import Conflict, Strict
 Real = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Count = Annotated[StrictInt, Field(ge=1)]
 Natural = Annotated[StrictInt, Field(ge=0)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]  # what every generator takes
 Text = Annotated[StrictStr, Field(min_length=1)]
 
 
@@ -191,7 +192,7 @@ class SearchSettings(Strict):
     """
 
     sampler: Literal["cmaes", "tpe", "random"] = "cmaes"
-    seed: Natural = 0
+    seed: Seed = 0
     sigma: Annotated[Real, Field(gt=0, le=1)] = 0.25
     population: Annotated[StrictInt, Field(ge=2)] | None = None
     random_init: StrictBool = False

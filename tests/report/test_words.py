@@ -43,7 +43,7 @@ def test_a_clear_difference_is_a_win() -> None:
     assert words.startswith("A win")
     assert "trial 17" in words
     assert "+0.2500 (95 % interval +0.2" in words
-    assert "where it was chosen, it had 0.9000: 0.1500 of that was luck of the draw" in words
+    assert "where it was chosen, its lead was +0.3000: +0.2500 of that is left" in words
 
 
 def test_a_clear_loss_recommends_the_baseline() -> None:
@@ -68,3 +68,19 @@ def test_no_interval_is_said() -> None:
 def test_verdict_survives_json() -> None:
     found = verdict(300, 200)
     assert Verdict.from_json(found.to_json()) == found
+
+
+def test_a_handful_of_items_is_never_a_win() -> None:
+    searched = TrialRecord(17, "search", "complete", fitness=0.9)
+    plain = TrialRecord(5, "baseline", "complete", fitness=0.6, label="uniform")
+    found = judge(
+        (searched, scores(5, of=5)),
+        (plain, scores(0, of=5)),
+        lambda a, b: compare(a, b, REQUESTS),
+        lambda s: fitness(s, REQUESTS),
+        5,
+    )
+    assert found.low is not None
+    assert found.low > 0, "the interval alone would call it a win"
+    assert found.outcome == OPEN
+    assert "fewer than 20 held-out items prove nothing" in verdict_words(found)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import time
 import warnings
 from pathlib import Path
 
@@ -9,9 +13,11 @@ import optuna
 import pytest
 
 from evomerge.errors import EvomergeWarning, StudyError
+from evomerge.evaluation import ItemSet
 from evomerge.report import StudyReport
 from evomerge.search.folder import StudyFolder
 from evomerge.search.opening import open_for_search
+from evomerge.search.ownership import SILENCE, Ownership
 from evomerge.search.preparation import Preparation, prepare
 from evomerge.search.storage import StudyStore
 from evomerge.space import load_space
@@ -91,3 +97,38 @@ def test_verdict_on_other_finalists_is_no_longer_told(
     assert StudyReport(store).verdict is not None
     store.tell(store.ask(genes).number, 0.8)
     assert StudyReport(store).verdict is None
+
+
+def test_second_driver_on_one_storage_is_refused_until_the_first_is_gone(
+    prepared: Preparation, folder: StudyFolder
+) -> None:
+    store = begun(prepared, folder)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        sign = {"host": socket.gethostname(), "process": sleeper.pid, "time": time.time()}
+        store.remember(driver=sign)
+        with pytest.raises(StudyError, match=f"already, by process {sleeper.pid} on"):
+            open_for_search(prepared, folder, "quickstart", None)
+        with pytest.raises(StudyError, match="already"):
+            Ownership(store)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    owner = Ownership(store)
+    assert store.facts["driver"]["process"] == os.getpid()
+    owner.release()
+    store.remember(driver={"host": "elsewhere", "process": 1, "time": time.time()})
+    with pytest.raises(StudyError, match="process 1 on elsewhere"):
+        Ownership(store)
+    store.remember(driver={"host": "elsewhere", "process": 1, "time": time.time() - SILENCE - 1})
+    Ownership(store).release()
+
+
+def test_changed_items_are_refused(prepared: Preparation, folder: StudyFolder) -> None:
+    begun(prepared, folder)
+    items = prepared.search_items
+    fewer = ItemSet(items.requests, items.tasks[:-1], items.groups)
+    assert fewer.digest() != items.digest()
+    changed = Preparation(**{**vars(prepared), "search_items": fewer})
+    with pytest.raises(StudyError, match="items, prompts or tokenizer have changed"):
+        open_for_search(changed, folder, "quickstart", None)

@@ -194,3 +194,11 @@ def test_worker_that_dies_while_it_starts_is_told() -> None:
 def test_cluster_that_is_not_there_is_told() -> None:
     with pytest.raises(WorkerError, match=r"127.0.0.1:1"):
         RayPool(Refuse(), Resources(workers=1), address="127.0.0.1:1")
+
+
+def test_more_gpus_than_there_are_is_told_at_once() -> None:
+    import torch
+
+    count = torch.cuda.device_count()
+    with pytest.raises(WorkerError, match=rf"{count + 1} GPU; this machine has {count}"):
+        RayPool(Refuse(), Resources(workers=1, gpus=count + 1))

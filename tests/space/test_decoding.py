@@ -77,7 +77,11 @@ def test_groups_are_slices(load: Load, small: str, folder: Any) -> None:
         ]
     }
     assert mapping["slices"][1]["sources"][0]["layer_range"] == [2, 5]
-    assert (mapping["mask_seed"], mapping["dtype"]) == (5, "float16")
+    assert (mapping["mask_seed"], mapping["dtype"], mapping["out_dtype"]) == (
+        5,
+        "float32",
+        "float16",
+    )
     assert mapping["tokenizer_source"] == "union"
     merges = resolved(space, genome, 5)
     found = [weights_of(merges[f"model.layers.{i}.mlp.up_proj.weight"])["math"] for i in range(5)]
