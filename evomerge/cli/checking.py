@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
 
 from evomerge.cli.output import (
     duration,
     print_json,
     quiet_libraries,
+    say,
+    show_table,
     size,
     stdout,
     tell_error,
@@ -81,31 +82,29 @@ def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str,
 
 
 def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) -> None:
-    models = Table("model", "size", "layers", "vocabulary", title="models", title_justify="left")
     names = labels(checkpoint.reference for checkpoint in prepared.checkpoints)
-    for checkpoint in prepared.checkpoints:
-        models.add_row(
-            names[checkpoint.reference],
-            size(checkpoint.nbytes),
-            str(checkpoint.num_layers),
-            str(checkpoint.vocab_size),
-        )
-    tasks = Table("task", "metric", "weight", "search items", title="tasks", title_justify="left")
+    models = [
+        (names[one.reference], size(one.nbytes), str(one.num_layers), str(one.vocab_size))
+        for one in prepared.checkpoints
+    ]
+    headers = ("model", "size", "layers", "vocabulary")
+    show_table(headers, models, numbers=(1, 2, 3), title="models")
     counts = {name: len(ids) for name, ids in prepared.search_items.samples.items()}
-    for request in prepared.search_items.requests:
-        count = counts.get(request.task, request.items)
-        tasks.add_row(request.task, str(request.metric), f"{request.weight:g}", str(count))
-    stdout.print(models, tasks)
+    tasks = [
+        (one.task, str(one.metric), f"{one.weight:g}", str(counts.get(one.task, one.items)))
+        for one in prepared.search_items.requests
+    ]
+    headers = ("task", "metric", "weight", "search items")
+    show_table(headers, tasks, numbers=(2, 3), title="tasks")
     held_out = prepared.holdout_items
-    stdout.print(
+    say(
         f"{len(prepared.genes)} genes: {_some([gene.name for gene in prepared.genes])}\n"
         f"{len(prepared.baselines)} baselines: {_some([b.label for b in prepared.baselines])}\n"
         f"{len(prepared.search_items)} search items, {len(held_out or ())} held-out items\n"
         f"At least {size(limits.worker_bytes)} of memory for the models of each of {workers} "
         f"workers, {limits.trial_seconds:.2g} s per trial, {duration(limits.search_seconds)} for "
         f"{trials} trials (arithmetic and bytes alone, at this machine's measured "
-        f"{limits.rate / 1e9:.0f} GFLOP/s and {limits.bandwidth / 1e9:.1f} GB/s per worker)",
-        highlight=False,
+        f"{limits.rate / 1e9:.0f} GFLOP/s and {limits.bandwidth / 1e9:.1f} GB/s per worker)"
     )
     for note in prepared.notes:
         tell_note(note, stdout)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from evomerge.cli.output import print_json, quiet_libraries, stdout
+from evomerge.cli.output import print_json, quiet_libraries, show_table
 
 if TYPE_CHECKING:
     from evomerge.evaluation import Scores
@@ -22,13 +20,13 @@ def run_evaluate(model: str, tasks: Sequence[str], *, as_json: bool, **options: 
     if as_json:
         print_json({"model": model, "tasks": _as_json(scores)})
         return
-    table = Table("task", "items", "metric", "value", "± standard error")
+    rows: list[tuple[str, ...]] = []
     for task, score in scores.tasks.items():
         for metric, value in score.metrics.items():
             error = "" if value.stderr is None else f"{value.stderr:.4f}"
             count = str(len(score.doc_ids)) if score.doc_ids else ""
-            table.add_row(task, count, str(metric), f"{value.value:.4f}", error)
-    stdout.print(table)
+            rows.append((task, count, str(metric), f"{value.value:.4f}", error))
+    show_table(("task", "items", "metric", "value", "± standard error"), rows, numbers=(1, 3, 4))
 
 
 def _as_json(scores: Scores) -> dict[str, Any]:

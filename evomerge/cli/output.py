@@ -5,25 +5,78 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from evomerge.errors import EvomergeError, EvomergeWarning, InputError
 
 INTERRUPTED = 130
 """The shell's exit status of a command that Ctrl-C ended."""
 
+_NARROW = 8
+"""Characters that a column of names has at least, before the lines of a table get too long."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 AS_IT_IS: Any = {"markup": False, "highlight": False, "soft_wrap": True}
 """How to print what holds names and paths: ``[x]`` is no markup there, and a path is not broken."""
 
-stdout = Console()
-stderr = Console(stderr=True)
+# A name such as ``a:key:`` is no emoji.
+stdout = Console(emoji=False)
+stderr = Console(stderr=True, emoji=False)
+
+
+def bear_any_encoding() -> None:
+    """Let a character that the terminal's encoding lacks come out as ``?``, not as a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a test's or a notebook's may have none
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def wrapping(console: Console = stdout) -> Any:
+    """How to print prose: broken into lines for a terminal, left whole for a file or a pipe."""
+    return {"soft_wrap": not console.is_terminal}
+
+
+def say(text: str, console: Console = stdout) -> None:
+    """Prose that may hold anybody's names: ``[x]`` is no markup in it."""
+    console.print(text, markup=False, highlight=False, **wrapping(console))
+
+
+def show_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Collection[int],
+    title: str | None = None,
+) -> None:
+    """A table on stdout, whose numbers stay whole however narrow the terminal is.
+
+    Args:
+        headers: of the columns; they may be broken, and so may the cells that are no numbers.
+        rows: the cells, as they are to be read.
+        numbers: which columns hold numbers.
+        title: stands above.
+    """
+    caption = None if title is None else Text(title, style="table.title")
+    table = Table(title=caption, title_justify="left")
+    for index, header in enumerate(headers):
+        longest = max((len(row[index]) for row in rows), default=0)
+        if index in numbers:
+            table.add_column(Text(header), justify="right", min_width=longest, overflow="fold")
+        else:
+            table.add_column(Text(header), min_width=min(longest, _NARROW), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    stdout.print(table, crop=False)
 
 
 def errors_told(command: Command) -> Command:
@@ -79,7 +132,8 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
 
 def print_json(data: Any) -> None:
     """JSON for other programs: stdout, plain, one document."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=not unicode, default=str))
 
 
 def duration(seconds: float) -> str:

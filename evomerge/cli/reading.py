@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import typer
 
-from evomerge.cli.output import AS_IT_IS, print_json, stderr, stdout
+from evomerge.cli.output import AS_IT_IS, print_json, say, stderr
+from evomerge.errors import EvomergeError
 
 
 def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
     """The best trial, the baselines, the outcome on the held-out items, the recipe."""
     from evomerge.api import load_study
-    from evomerge.cli.searching import summary_table
+    from evomerge.cli.searching import show_summary
     from evomerge.report import verdict_words
 
     report = load_study(study, storage)
@@ -21,14 +23,16 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
         return
     best = report.trial()
     counts = ", ".join(f"{count} {state}" for state, count in sorted(report.counts.items()))
-    stdout.print(f"Study {report.name}: {counts}", **AS_IT_IS)
-    stdout.print(summary_table(report))
+    say(f"Study {report.name}: {counts}")
+    show_summary(report)
     if report.verdict is not None:
-        stdout.print(verdict_words(report.verdict), highlight=False)
+        say(verdict_words(report.verdict))
     else:
-        stdout.print("The search has not come to its end: nothing is proved yet.")
-    name = best.label or "searched"
-    stdout.print(f"\nTrial {best.number} ({name}), fitness {best.fitness:.4f}:", **AS_IT_IS)
+        say(
+            "There is no held-out result for the present winner: the search has not come to its "
+            "end, or nothing could be proved."
+        )
+    say(f"\nTrial {best.number} ({best.label or 'searched'}), fitness {best.fitness:.4f}:")
     typer.echo(best.recipe or "")
 
 
@@ -38,6 +42,20 @@ def export_recipe(study: str, trial: int | None, output: Path | None, storage: s
 
     recipe = export(study, output, trial=trial, storage=storage)
     if output is None:
-        typer.echo(recipe.to_yaml())
+        typer.echo(_sendable(recipe.to_yaml()))
     else:
         stderr.print(f"Written: {output}. The model: evomerge merge {output} OUT", **AS_IT_IS)
+
+
+def _sendable(text: str) -> str:
+    """The text, if stdout can carry it: a recipe with ``?`` in a model's name would be another."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError as problem:
+        lost = text[problem.start]
+        raise EvomergeError(
+            f"the recipe has the character {lost!a}, which this output's encoding "
+            f"({encoding}) lacks; write a file: --output FILE"
+        ) from None
+    return text

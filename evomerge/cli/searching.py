@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from evomerge.cli.output import (
@@ -18,10 +17,13 @@ from evomerge.cli.output import (
     INTERRUPTED,
     duration,
     quiet_libraries,
+    say,
+    show_table,
     size,
     stderr,
     stdout,
     tell_note,
+    wrapping,
 )
 
 if TYPE_CHECKING:
@@ -32,18 +34,21 @@ if TYPE_CHECKING:
     from evomerge.search.records import TrialRecord
 
 
+_FILES = ("best.yaml", "trials.csv", "heldout.json", "provenance.json")
+
+
 def run_search(space: Path, **options: Any) -> None:
     """Search, show, and say how it ended."""
     from evomerge.api import search
 
     quiet_libraries()
-    stderr.print("Checking models and tasks …")
+    say("Checking models and tasks …", stderr)
     display = Display()
     try:
         with display:
             result = search(space, observer=display.observe, announce=display.announce, **options)
     except KeyboardInterrupt:
-        stderr.print(f"Stopped. {_how_to_go_on(**options)}")
+        say(f"Stopped. {_how_to_go_on(**options)}", stderr)
         raise typer.Exit(INTERRUPTED) from None
     close(result, **options)
     if result.outcome.stopped == "asked":
@@ -70,19 +75,18 @@ class Display:
         for note in prepared.notes:
             tell_note(note)
         held_out = prepared.holdout_items
-        stderr.print(
+        say(
             f"{prepared.space.merge_method} of {len(prepared.space.models)} models, "
             f"{len(prepared.genes)} genes, {len(prepared.search_items)} search items, "
             f"{len(held_out) if held_out else 'no'} held-out items, "
-            f"{size(prepared.worker_bytes)} of models per worker"
+            f"{size(prepared.worker_bytes)} of models per worker",
+            stderr,
         )
         done = sum(1 for trial in study.trials if trial.finished)
-        if done:
-            stderr.print(
-                f"Going on with study [bold]{escape(study.name)}[/]: {done} trials are finished."
-            )
-        else:
-            stderr.print(f"Study [bold]{escape(study.name)}[/]: starting the workers …")
+        name = f"[bold]{escape(study.name)}[/]"
+        begun = f"Going on with study {name}: {done} trials are finished."
+        words = begun if done else f"Study {name}: starting the workers …"
+        stderr.print(words, highlight=False, **wrapping(stderr))
         self._best = study.best.number if study.best else None
         self._live.start()
         self._shown = True
@@ -109,6 +113,7 @@ class Display:
                 f"  {record.number:>4}  {escape(f'{name:<24}')} {record.fitness:.4f}  {mark}"
                 f"  [dim]{seconds:.2f} s[/]",
                 highlight=False,
+                **wrapping(stderr),
             )
 
 
@@ -123,44 +128,49 @@ def close(result: SearchResult, storage: str | None = None, **options: Any) -> N
     outcome, study = result.outcome, result.study
     command = f"evomerge best {study.name}" + (f" --storage {storage}" if storage else "")
     if outcome.stopped == "asked":
-        stderr.print(
+        say(
             f"Stopped after {outcome.progress.finished} of {outcome.progress.total} trials; all "
-            f"of them are kept. {_how_to_go_on(**options)}"
+            f"of them are kept. {_how_to_go_on(**options)}",
+            stderr,
         )
         return
-    stdout.print(summary_table(study))
+    show_summary(study)
     if outcome.verdict is not None:
-        stdout.print(verdict_words(outcome.verdict), highlight=False)
+        say(verdict_words(outcome.verdict))
     else:
-        stdout.print(f"Not proved: {outcome.no_verdict}.", **AS_IT_IS)
-    stdout.print(
-        f"\nFiles: {result.folder}/ (best.yaml, trials.csv, heldout.json, provenance.json)\n"
-        f"Again: {command}\n"
-        f"Model: evomerge merge {result.folder}/best.yaml OUT",
-        **AS_IT_IS,
-    )
+        say(f"Not proved: {outcome.no_verdict}.")
+    there = [name for name in _FILES if (result.folder / name).is_file()]
+    lines = [f"\nFiles: {result.folder}/ ({', '.join(there)})"]
+    if study.best is not None:
+        lines += [f"Again: {command}", f"Model: evomerge merge {result.folder}/best.yaml OUT"]
+    else:
+        lines += [f"No trial has succeeded. {_how_to_go_on(**options)}"]
+    stdout.print("\n".join(lines), **AS_IT_IS)
 
 
-def summary_table(study: StudyReport) -> Table:
+def show_summary(study: StudyReport) -> None:
     """Baselines and the best trials, with their scores on the search items."""
     trials = [trial for trial in study.trials if trial.state == "complete"]
+    if not trials:
+        return
     baselines = [trial for trial in trials if trial.kind == "baseline"]
     searched = [trial for trial in trials if trial.kind != "baseline"]
     searched.sort(key=lambda trial: -(trial.fitness or 0.0))
-    tasks = list(trials[0].scores) if trials else []
+    tasks = list(trials[0].scores)
     prefix = _common_prefix(tasks)
     title = f"{study.name}: scores on the search items"
-    table = Table(title=f"{title} of {prefix}…" if prefix else title, title_justify="left")
-    table.add_column("trial", justify="right")
-    table.add_column("recipe")
-    table.add_column("fitness", justify="right")
-    for task in tasks:
-        table.add_column(task.removeprefix(prefix), justify="right")
-    for trial in [*baselines, *searched[:3]]:
-        cells = [_first(trial.scores.get(task, {})) for task in tasks]
-        name = trial.label or "searched"
-        table.add_row(str(trial.number), name, f"{trial.fitness:.4f}", *cells)
-    return table
+    headers = ["trial", "recipe", "fitness", *(task.removeprefix(prefix) for task in tasks)]
+    rows = [
+        [
+            str(trial.number),
+            trial.label or "searched",
+            f"{trial.fitness:.4f}",
+            *(_first(trial.scores.get(task, {})) for task in tasks),
+        ]
+        for trial in [*baselines, *searched[:3]]
+    ]
+    numbers = [index for index in range(len(headers)) if index != 1]
+    show_table(headers, rows, numbers=numbers, title=f"{title} of {prefix}…" if prefix else title)
 
 
 def _common_prefix(tasks: Sequence[str]) -> str:
