@@ -1,4 +1,4 @@
-"""Whatever stands behind a key, a space is loaded or refused with its line; nothing else happens."""
+"""Whatever stands behind a key, a space is loaded or refused with its line."""
 
 from __future__ import annotations
 
