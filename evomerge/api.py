@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from evomerge.arguments import (
     read_space,
     write_new,
 )
-from evomerge.errors import Fault, InputError, TaskError
+from evomerge.errors import EvomergeWarning, Fault, InputError, TaskError
 
 if TYPE_CHECKING:
     from evomerge.evaluation import Scores, TaskRequest
@@ -244,7 +246,7 @@ def estimate_search(
     prepared: Preparation, *, trials: int = TRIALS, workers: int | None = None
 ) -> tuple[Estimate, int]:
     """Lower limits of memory and time, and the number of workers that they are for."""
-    import os
+    import torch
 
     from evomerge.search.estimate import estimate
     from evomerge.search.preparation import with_resources, worker_resources
@@ -252,11 +254,16 @@ def estimate_search(
     share = worker_resources(prepared.space, workers)
     plan = with_resources(prepared.plan, share)
     count = share.workers or max(1, int((os.cpu_count() or 1) / share.cpus))
+    device = plan.device or "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        told = "this machine has no GPU, as the workers are to have; times are for its CPU"
+        warnings.warn(told, EvomergeWarning, stacklevel=2)
+        device = "cpu"
     limits = estimate(
         prepared,
         trials=trials,
         workers=count,
-        device=plan.device or "cpu",
+        device=device,
         threads=plan.threads or 1,
     )
     return limits, count

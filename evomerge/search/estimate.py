@@ -6,7 +6,9 @@ takes, ``evomerge search`` shows after its first ones.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evomerge.evaluation import ItemSet
@@ -20,10 +22,10 @@ class Estimate:
 
     Args:
         worker_bytes: memory of one worker's models.
-        tokens: that one candidate's scoring encodes.
-        trial_seconds: one candidate's arithmetic on one worker: two operations per parameter and
-            token at the measured matrix rate, and the models' bytes read once and written once at
-            the measured copy bandwidth.
+        tokens: that one candidate's scoring has to encode, each distinct prefix once.
+        trial_seconds: one candidate's arithmetic on one worker: two operations per parameter
+            (embeddings apart, which are looked up) and token at the measured matrix rate, and the
+            models' bytes read once and written once at the measured copy bandwidth.
         search_seconds: all the trials on all the workers.
         rate: measured, operations per second of one worker.
         bandwidth: measured, bytes per second.
@@ -59,9 +61,10 @@ def estimate(
     finally:
         torch.set_num_threads(before)
     tokens = scored_tokens(prepared.search_items)
-    parameters = prepared.parameters
+    base = prepared.checkpoints[0]
+    looked_up = math.prod(base.shape(base.embedding)) if base.embedding else 0
     resident = prepared.worker_bytes
-    seconds = 2 * parameters * tokens / rate + resident / bandwidth
+    seconds = 2 * (prepared.parameters - looked_up) * tokens / rate + resident / bandwidth
     return Estimate(
         worker_bytes=resident,
         tokens=tokens,
@@ -73,16 +76,33 @@ def estimate(
 
 
 def scored_tokens(items: ItemSet) -> int:
-    """Tokens that one candidate's scoring encodes, generated ones counted at their most."""
-    return sum(_tokens(query) for query in items.queries)
+    """Tokens that one candidate's scoring has to encode; generated ones are not counted."""
+    return distinct_prefixes(inputs for query in items.queries for inputs in _inputs(query))
 
 
-def _tokens(query: Query) -> int:
+def distinct_prefixes(sequences: Iterable[Sequence[int]]) -> int:
+    """How many different prefixes a set of sequences has: the nodes of its prefix tree.
+
+    A causal model has to encode each of them once, and no token more.
+    """
+    count = 0
+    before: Sequence[int] = ()
+    for sequence in sorted(tuple(sequence) for sequence in sequences):
+        shared = next(
+            (at for at, (a, b) in enumerate(zip(before, sequence, strict=False)) if a != b),
+            min(len(before), len(sequence)),
+        )
+        count += len(sequence) - shared
+        before = sequence
+    return count
+
+
+def _inputs(query: Query) -> list[Sequence[int]]:
     if isinstance(query, Continuation):
-        return len(query.window.tokens)
+        return [query.window.tokens]
     if isinstance(query, Rolling):
-        return sum(len(window.tokens) for window in query.windows)
-    return len(query.tokens) + query.rules.max_new_tokens
+        return [window.tokens for window in query.windows]
+    return [query.tokens]
 
 
 def _matrix_rate(dtype: object, device: str) -> float:
