@@ -1,7 +1,7 @@
 """One worker's work: hold the models, merge a recipe into the live one, score it.
 
-It knows neither Ray nor Optuna; ``workers`` runs it in an actor, tests and ``evomerge evaluate``
-run it in their own process.
+It knows neither Ray nor Optuna; ``workers`` runs it in an actor. ``live_model`` and
+``score`` are what ``evomerge evaluate`` needs of it.
 """
 
 from __future__ import annotations

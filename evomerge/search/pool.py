@@ -120,7 +120,10 @@ def _poisons(problem: BaseException) -> bool:
 
 
 class LocalPool:
-    """One worker in this process: ``submit`` takes the job, ``wait`` does it."""
+    """One worker in this process: ``submit`` takes the job, ``wait`` does it.
+
+    For tests and for looking at a search in a debugger; the command line always uses Ray.
+    """
 
     size = 1
 

@@ -1,10 +1,11 @@
 """Samplers behind Optuna's interface; all of them deterministic across restarts.
 
-Why not Optuna's own ``CmaEsSampler``, which is built on the same library: it (1) tells the
+Why not Optuna's own ``CmaEsSampler`` (5.0), which is built on the same library: it (1) tells the
 optimizer only results of the present generation, so that with W workers up to W − 1 results of each
-generation are thrown away, (2) counts enqueued trials as draws of the distribution, and (3) seeds
-each draw from a counter that starts anew when a study is resumed. ``tests/search/test_sampler.py``
-shows all three, and that this one does none of them.
+generation are thrown away, (2) falls back to random draws for good once a trial without the genes
+is finished, as a baseline outside the genome is, and (3) seeds each draw from a counter that starts
+anew when a study is resumed. ``tests/search/test_sampler.py`` shows all three, and that this one
+does none of them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,23 @@ SEARCH = "search"
 TOLD = "told"
 
 
-class CmaEsSampler(BaseSampler):
+class _GeneSampler(BaseSampler):
+    """Draws all the genes of a trial together; baselines bring their own values.
+
+    Args:
+        distributions: the genes, by name.
+    """
+
+    def __init__(self, distributions: Mapping[str, FloatDistribution]) -> None:
+        self._distributions = dict(distributions)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
+
+
+class CmaEsSampler(_GeneSampler):
     """CMA-ES started from the best baseline, fed by every result in the order of arrival.
 
     The state is recomputed from the study's finished trials, so nothing is lost or different after
@@ -49,7 +66,7 @@ class CmaEsSampler(BaseSampler):
         seed: int,
         population: int | None = None,
     ) -> None:
-        self._distributions = dict(distributions)
+        super().__init__(distributions)
         self._names = list(distributions)
         self._fallback = np.array([start[name] for name in self._names])
         self._replay = Replay(
@@ -60,11 +77,6 @@ class CmaEsSampler(BaseSampler):
             population=population,
         )
         self._independent = RandomSampler(seed=seed)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -108,7 +120,7 @@ class CmaEsSampler(BaseSampler):
         return np.array([trial.params[name] for name in self._names])
 
 
-class SeededSampler(BaseSampler):
+class SeededSampler(_GeneSampler):
     """One of Optuna's samplers, seeded anew for each trial, so that a resumed study goes on alike.
 
     Args:
@@ -120,13 +132,8 @@ class SeededSampler(BaseSampler):
     def __init__(
         self, distributions: Mapping[str, FloatDistribution], make: Any, *, seed: int
     ) -> None:
-        self._distributions = dict(distributions)
+        super().__init__(distributions)
         self._make, self._seed = make, seed
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

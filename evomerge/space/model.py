@@ -10,7 +10,6 @@ from pydantic import Field, PrivateAttr, StrictBool, StrictStr
 
 from evomerge.documents import key_name
 from evomerge.errors import Fault
-from evomerge.references import labels
 from evomerge.space.checks import space_conflicts
 from evomerge.space.decoding import decode_genome
 from evomerge.space.encoding import encode_weights
@@ -168,16 +167,6 @@ class SearchSpace(Strict):
         return encode_weights(
             self, num_layers, weights, density=density, lambda_=lambda_, epsilon=epsilon
         )
-
-    def uniform_genome(
-        self, num_layers: int, weight: float | None = None
-    ) -> dict[str, float] | None:
-        """The genome of the uniform blend: every weight 1/number of models, or ``weight``.
-
-        None where the space does not allow it.
-        """
-        share = 1.0 / len(self.models) if weight is None else weight
-        return self.encode(num_layers, dict.fromkeys(labels(self.models).values(), share))
 
     def meaning(self) -> dict[str, Any]:
         """What makes the results of a study comparable, as plain data; see ``digest``."""

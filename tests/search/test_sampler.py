@@ -164,3 +164,33 @@ def test_one_gene_is_enough() -> None:
 def test_unknown_sampler_is_refused_with_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match="'cma' is no sampler; allowed: cmaes, tpe, random"):
         make_sampler("cma", GENES, START, seed=0, sigma=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_baseline_outside_the_genome_turns_optunas_sampler_off() -> None:
+    """Why ours is our own: one finished trial without the genes leaves it nothing to search."""
+
+    def drawn_by_cma(study: optuna.Study) -> bool:
+        trial = study.ask(GENES)
+        study.tell(trial, 0.5)
+        return any("generation" in key for key in study.trials[-1].system_attrs)
+
+    study = optuna.create_study(direction="maximize", sampler=optunas(0))
+    study.tell(study.ask(GENES), 0.5)
+    assert drawn_by_cma(study)
+    study.tell(study.ask(), 0.5)
+    assert not drawn_by_cma(study)
+    mine = optuna.create_study(direction="maximize", sampler=ours(0, sigma=0.01))
+    mine.enqueue_trial({}, user_attrs={"kind": "baseline"})
+    mine.tell(mine.ask(), 0.5)
+    point = np.array(list(mine.ask(GENES).params.values()))
+    np.testing.assert_allclose(point, 0.2, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_optunas_sampler_draws_otherwise_after_a_restart() -> None:
+    """Why ours is our own: the seeds of its draws hang on how long the process has run."""
+    study = search(optunas(4), workers=1, seed=4, trials=31)
+    copy = optuna.create_study(direction="maximize", sampler=optunas(4))
+    copy.add_trials(study.trials)
+    assert copy.ask(GENES).params != study.ask(GENES).params

@@ -208,12 +208,12 @@ def test_decoding_an_encoded_blend_gives_its_weights(
 
 def test_baselines_as_genomes(load: Load, small: str) -> None:
     space = two(load, small, "layers: {groups: 2, smooth: true}\n  density: [0.2, 1]", "dare_ties")
-    uniform = space.uniform_genome(4)
+    uniform = space.encode(4, {"math": 0.5, "code": 0.5})
     assert uniform == {
         gene.name: 0.5 if gene.name.startswith("weight") else 1.0 for gene in space.genes(4)
     }
-    assert space.uniform_genome(4, 0.9) is not None
-    assert space.uniform_genome(4, 1.1) is None
+    assert space.encode(4, {"math": 0.9, "code": 0.9}) is not None
+    assert space.encode(4, {"math": 1.1, "code": 1.1}) is None
     alone = space.encode(4, {"math": 1, "code": 0}, density=1.0, lambda_=1.0)
     assert alone is not None
     assert alone["weight/math/1"] == 1.0
