@@ -68,6 +68,9 @@ class Contribution:
         weight: the coefficient.
         density: the share of elements that is kept, in (0, 1]; 1 keeps all.
         epsilon: half-width of the keep probabilities, 0 < density ± epsilon < 1 where density < 1.
+        gamma: the share of elements, the largest ones, that is removed as outliers (breadcrumbs).
+        trim: the share of elements, the largest ones, that is kept after the mask was drawn (DARE
+            before TIES, in MergeLM's order); 1 trims nothing.
     """
 
     model: ModelReference
@@ -76,6 +79,8 @@ class Contribution:
     weight: float
     density: float
     epsilon: float
+    gamma: float = 0.0
+    trim: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,16 @@ class TensorMerge:
         rescale: restore the L1 norm of sparsified task vectors.
         lambda_: the factor of the summed task vectors.
         mask_seed: the seed of the random masks.
+        variant: ``mergekit`` or ``paper``: whose arithmetic, where the two differ.
+        mask_by: what a random mask goes by: ``random``, or ``magnitude`` (the largest are kept;
+            MergeLM's ablation of DARE).
+        mask_of: what is masked: ``task_vectors``, or ``weights`` (the fine-tuned models' own
+            weights; MergeLM's ablation).
+        t: how far from the base to the other model (slerp), usually in [0, 1].
+        select_topk: the share of elements, those that vary most, that is merged (sce).
+        flatten: take a tensor as one vector (nuslerp); else work along one of its dimensions.
+        row_wise: if not ``flatten``: along rows, else columns (nuslerp).
+        filter_wise: compare and interpolate row by row (model_stock).
     """
 
     name: str
@@ -102,3 +117,11 @@ class TensorMerge:
     rescale: bool
     lambda_: float
     mask_seed: int
+    variant: str = "mergekit"
+    mask_by: str = "random"
+    mask_of: str = "task_vectors"
+    t: float = 0.0
+    select_topk: float = 1.0
+    flatten: bool = True
+    row_wise: bool = False
+    filter_wise: bool = False
