@@ -14,6 +14,7 @@ from evomerge.arguments import (
     model_or_stages,
     read_recipes,
     read_space,
+    tell_beyond_mergekit,
     write_new,
 )
 from evomerge.errors import EvomergeWarning, Fault, InputError, TaskError
@@ -78,8 +79,12 @@ def export(
 
     Raises:
         StudyError: there is no such study or trial, or ``out`` exists.
+
+    Warns:
+        EvomergeWarning: mergekit's own command would make another model of the recipe.
     """
     recipe = load_study(study, storage).recipe(trial)
+    tell_beyond_mergekit([recipe])
     if out is not None:
         write_new(out, recipe.to_yaml())
     return recipe
@@ -104,12 +109,17 @@ def merge(
 
     Raises:
         InputError: a recipe or a model is wrong, or ``out`` is taken.
+
+    Warns:
+        EvomergeWarning: mergekit's own command would make another model of the recipe.
     """
     from evomerge.merging import write_merge
 
     check_device(device)
+    recipes = read_recipes(recipe)
+    tell_beyond_mergekit(recipes)
     return write_merge(
-        read_recipes(recipe),
+        recipes,
         Path(out),
         trust_remote_code=trust_remote_code,
         max_shard_bytes=max_shard_bytes,

@@ -63,7 +63,9 @@ def merge(
 
     Raises:
         ValueError: ``linear`` is to divide by weights that sum to 0.
+        NotImplementedError: recipes can name the method or variant, but its maths is not here.
     """
+    _refuse_unknown(spec)
     example = tensors[0] if base is None else base
     if out is None:
         out = torch.empty(example.shape, dtype=dtype, device=example.device)
@@ -73,6 +75,16 @@ def merge(
         for start, stop in pieces(example.numel(), example.device):
             flat[start:stop].copy_(piece(start, stop).to(dtype))
     return out
+
+
+def _refuse_unknown(spec: TensorMerge) -> None:
+    """Another method's arithmetic in the place of one that is missing would be a wrong model."""
+    known = METHODS[spec.method]
+    ours = known.consensus in ("blend", "sum", "elect") and known.sparsifier != "outliers"
+    plain = (spec.variant, spec.mask_by, spec.mask_of) == ("mergekit", "random", "task_vectors")
+    if not (ours and plain):
+        asked = f"{spec.method} ({spec.variant}, {spec.mask_by}, {spec.mask_of})"
+        raise NotImplementedError(f"{spec.name}: {asked} can be read but not merged")
 
 
 def _piece(

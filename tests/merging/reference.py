@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.merging import uniform
-from evomerge.recipe import METHODS, Contribution, TensorMerge
+from evomerge.recipe import Contribution, TensorMerge
+from tests.merging.worlds import METHODS
 
 Tensor = torch.Tensor
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from evomerge.checkpoints import Checkpoint
 from evomerge.merging import MergeEngine, merge, taskvectors
 from evomerge.merging.taskvectors import Memory
-from evomerge.recipe import METHODS, Contribution, TensorMerge
+from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
 from tests.merging.reference import expected
-from tests.merging.worlds import Family, bits, recipe_of, same_bits
+from tests.merging.worlds import METHODS, Family, bits, recipe_of, same_bits
 
 WEIGHTS = (0.5, -0.25, 1.0)
 
