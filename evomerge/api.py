@@ -74,8 +74,11 @@ def export(
     *,
     trial: int | None = None,
     storage: str | None = None,
-) -> Recipe:
+) -> Recipe | tuple[Recipe, ...]:
     """The recipe of a trial (the best one by default), written to ``out`` if that is given.
+
+    Returns:
+        The recipe, or the stages of a staged one in their order: what ``merge`` takes.
 
     Raises:
         StudyError: there is no such study or trial, or ``out`` exists.
@@ -83,11 +86,13 @@ def export(
     Warns:
         EvomergeWarning: mergekit's own command would make another model of the recipe.
     """
-    recipe = load_study(study, storage).recipe(trial)
-    tell_beyond_mergekit([recipe])
+    from evomerge.recipe import write_recipes
+
+    recipes = load_study(study, storage).recipes(trial)
+    tell_beyond_mergekit(recipes)
     if out is not None:
-        write_new(out, recipe.to_yaml())
-    return recipe
+        write_new(out, write_recipes(recipes))
+    return recipes if len(recipes) > 1 else recipes[0]
 
 
 def merge(

@@ -8,12 +8,14 @@ from evomerge.merging.layout import layout_of, make_layout
 from evomerge.merging.masks import uniform
 from evomerge.merging.methods import merge
 from evomerge.merging.sources import MergedModel
+from evomerge.merging.stages import StagedEngine
 
 __all__ = [
     "DTYPES",
     "MergeEngine",
     "MergeSummary",
     "MergedModel",
+    "StagedEngine",
     "layout_of",
     "make_layout",
     "merge",

@@ -6,7 +6,8 @@ so that what was scored and what is exported are the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 
 import torch
 
@@ -69,10 +70,42 @@ class MergeEngine:
         self._memory = Memory() if resident else None
         # The base, where there is one: integer tensors, and what is no tensor, come from it.
         self._first = next(iter(self._sources.values()))
-        self._layout = make_layout(
-            self._first.names,
-            self.like.num_layers if self._first.layers is None else len(self._first.layers),
-        )
+        self._layout = _layout(self._first)
+
+    def sharing(
+        self, models: Sequence[ModelReference], results: Mapping[ModelReference, Source]
+    ) -> MergeEngine:
+        """An engine of models that this one holds, which stay where they are, and of others.
+
+        It remembers nothing of merges that the others have part in: they may change.
+
+        Args:
+            models: which, in the order that a new engine would have them in.
+            results: the others, such as the results of a recipe's earlier stages.
+
+        Raises:
+            RecipeError: a model is among neither.
+        """
+        strangers = [one for one in models if one not in results and one not in self._sources]
+        if strangers:
+            raise RecipeError(Fault(str(one), "is not among the models held") for one in strangers)
+        other = copy(self)
+        other._sources = {one: results.get(one) or self._sources[one] for one in models}
+        if any(one in results for one in models):
+            other._memory = None
+        other._first = next(iter(other._sources.values()))
+        other._layout = _layout(other._first)
+        return other
+
+    def reader(self, recipe: Recipe) -> Callable[[str], torch.Tensor]:
+        """A function that merges one tensor of a recipe, by its name: :meth:`tensors` bit for bit.
+
+        Raises:
+            RecipeError: as :meth:`tensors`; the function raises TrialError as that does.
+        """
+        dtype = self.dtype(recipe)
+        specs = {spec.name: spec for spec in self._resolve(recipe)}
+        return lambda name: self._merged(specs[name], dtype)
 
     @property
     def layout(self) -> Layout:
@@ -233,6 +266,11 @@ class MergeEngine:
                 faults.append(Fault(place, f"floating in some models only: {listed}"))
         if faults:
             raise RecipeError(faults)
+
+
+def _layout(source: Source) -> Layout:
+    layers = source.like.num_layers if source.layers is None else len(source.layers)
+    return make_layout(source.names, layers)
 
 
 def _reference(model: Model) -> ModelReference:

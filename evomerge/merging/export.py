@@ -13,7 +13,7 @@ from evomerge.errors import CheckpointError, Fault, RecipeError
 from evomerge.merging.card import model_card
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.sources import MergedModel
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, write_recipes
 from evomerge.references import ModelReference
 
 RECIPE_FILE = "mergekit_config.yml"
@@ -233,7 +233,7 @@ def _tokenizer_of(
 def _files(
     recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]
 ) -> dict[str, str]:
-    text = "---\n".join(recipe.to_yaml().rstrip() + "\n" for recipe in recipes)
+    text = write_recipes(recipes)
     files = {RECIPE_FILE: text, "README.md": model_card(text, recipes, opened)}
     template = recipes[-1].chat_template
     if template is not None and template != "auto":

@@ -22,8 +22,8 @@ from evomerge.evaluation import (
     build_items,
     context_length,
 )
-from evomerge.merging import DTYPES, MergeEngine, staged_engine
-from evomerge.recipe import Recipe
+from evomerge.merging import DTYPES, StagedEngine, staged_engine
+from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.pool import Job, Outcome
 
@@ -38,10 +38,9 @@ class EvaluatorPlan:
     """Everything a worker needs to know; small, and it pickles.
 
     Args:
-        base: the model that task vectors are taken from, and whose shape and tokenizer the live
-            model has (the first model where there is no base).
-        models: the fine-tuned models.
-        has_base: whether ``base`` is a base model, or the first of the models.
+        base: the model whose shape and tokenizer the live model has: the one that task vectors are
+            taken from, or the first where there is none.
+        models: the other stored models that recipes name.
         dtype: of the live model: ``float32``, ``bfloat16``, ``float16``.
         requests: what is scored.
         setting: how questions are put.
@@ -55,7 +54,6 @@ class EvaluatorPlan:
 
     base: ModelReference
     models: tuple[ModelReference, ...]
-    has_base: bool
     dtype: str
     requests: tuple[TaskRequest, ...]
     setting: Setting
@@ -87,7 +85,7 @@ class CandidateEvaluator:
         self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
         base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
         held = "cpu" if plan.spread else self._device
-        self._engine = MergeEngine(base if plan.has_base else None, plan.models, device=held)
+        self._engine = StagedEngine([base, *plan.models], device=held)
         self._tokenizer = base.tokenizer()
         self._model: torch.nn.Module = base.load_model(dtype=DTYPES[plan.dtype], device=held)
         if plan.spread:
@@ -102,9 +100,9 @@ class CandidateEvaluator:
             TrialError: the merged model or its scores are not finite.
         """
         scorer = self._scorer(job.part)
-        recipe = Recipe.from_yaml(job.recipe)
+        recipes = read_recipes(job.recipe)
         began = time.perf_counter()
-        self._engine.merge_into(self._model, recipe)
+        self._engine.merge_into(self._model, recipes)
         self._synchronize()
         merged = time.perf_counter()
         scores = scorer.score()
