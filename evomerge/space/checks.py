@@ -110,6 +110,8 @@ def _unread(genome: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[Co
     names = " and ".join(methods)
     if variant != "mergekit" and any(method.paper for method in methods.values()):
         names += f" with variant {variant}"
+    if "t" in reads and "t" in genome and genome["t"] is None:
+        yield ("genome", "t"), "is missing, and slerp requires it; write t: [0.0, 1.0] to search it"
     for key in (*PARAMETERS, *SWITCHES):
         value = genome.get(field_of(key))
         # A weight that is the default's may be nobody's wish.
@@ -119,8 +121,6 @@ def _unread(genome: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[Co
         also = " with variant paper" if key == "trim" else ""
         problem = f"has no effect: {names} reads {', '.join(reads)}"
         yield ("genome", key), f"{problem}; {key} is read by {', '.join(readers)}{also}"
-    if "t" in reads and "t" in genome and genome["t"] is None:
-        yield ("genome", "t"), "is missing, and slerp requires it; write t: [0.0, 1.0] to search it"
     without_density = "density" in genome and genome["density"] is None
     for key in ("epsilon", "gamma"):
         if genome.get(key) is not None and without_density and key in reads:
@@ -154,17 +154,26 @@ def _labels(parameter: str, setting: PerModel, known: list[str]) -> Iterator[Con
         yield ("genome", parameter), problem
 
 
-def nothing_varies(fields: Mapping[str, Any]) -> bool:
-    """Whether a stage surely has no gene; False where too little of it is right to say."""
+def constant(fields: Mapping[str, Any]) -> str | None:
+    """What could be given a range in a stage that surely has no gene, in words; None where there is
+    a gene, or where too little of it is right to say."""
     methods, models, genome = _named(fields), fields.get("models"), fields.get("genome")
-    if not methods or not models or genome is None or len(set(models)) != len(models):
-        return False
+    if len(methods) != 1 or not models or genome is None or len(set(models)) != len(models):
+        return None
     known = dict(genome)
-    variant = fields.get("variant", "mergekit")
-    reads = {key for one in methods.values() for key in one.reads_in(variant)} & set(PARAMETERS)
-    if len(methods) > 1 or any(field_of(parameter) not in known for parameter in reads):
-        return False
-    return not any(_ranges(known[field_of(parameter)], models) for parameter in reads)
+    (method,) = methods.values()
+    reads = [key for key in method.reads_in(fields.get("variant", "mergekit")) if key in PARAMETERS]
+    settings = {key: known.get(field_of(key), _FAULTY) for key in reads}
+    if _FAULTY in settings.values() or settings.get("t", 0) is None:
+        return None
+    if any(_ranges(setting, models) for setting in settings.values()):
+        return None
+    if not reads:
+        return f"{next(iter(methods))} has no parameter to search; name several methods"
+    return f"give at least one parameter a range, such as {reads[0]}: [0.0, 1.0]"
+
+
+_FAULTY = object()
 
 
 def _ranges(setting: Any, models: tuple[ModelReference, ...]) -> bool:

@@ -11,7 +11,7 @@ from pydantic import StrictBool, StrictStr
 from evomerge.documents import key_name
 from evomerge.errors import Fault
 from evomerge.references import ModelReference
-from evomerge.space.checks import nothing_varies, task_conflicts
+from evomerge.space.checks import constant, task_conflicts
 from evomerge.space.decoding import check_genome, decode_stage
 from evomerge.space.encoding import encode_weights, plain_genome
 from evomerge.space.genes import Gene, count_groups, find_genes
@@ -68,9 +68,9 @@ class SearchSpace(Stage):
         yield from super().conflicts(fields)
         yield from task_conflicts(fields)
         stages = [dict(stage) for stage in fields.get("stages", ())]
-        if all(nothing_varies(one) for one in (*stages, fields)):
-            problem = "nothing varies: give at least one parameter a range, such as "
-            yield ("genome",), f"{problem}weight: [0.0, 1.0]"
+        hints = [constant(one) for one in (*stages, fields)]
+        if all(hints):
+            yield ("genome",), f"nothing varies: {hints[-1]}"
 
     # A class that defines one of the two must define both.
     __eq__ = Stage.__eq__
