@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from evomerge.merging import merge, taskvectors
+from evomerge.merging.products import Fibres, products
 from evomerge.merging.selection import keep_middle
 from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import Contribution, TensorMerge
@@ -271,6 +272,48 @@ def test_a_zero_vector_stands_at_a_right_angle() -> None:
         assert merged.tolist() == pytest.approx([0.5, 1.0])
 
 
+def test_tiny_vectors_have_no_direction() -> None:
+    """mergekit divides by norms of at least 1e-7 (nuslerp) or, up to 1e-8, by 1 (slerp)."""
+    pytest.importorskip("mergekit")
+    x, y = torch.tensor([6e-9, 0.0]), torch.tensor([3e-9, 3e-9])
+    for scale, spec in (
+        (1.0, spec_of("slerp", t=0.25)),
+        (10.0, spec_of("nuslerp", (0.75, 0.25), base=False)),
+        (10.0, spec_of("nuslerp", (0.75, 0.25))),
+    ):
+        start = x * scale if spec.method == "slerp" else torch.zeros(2)
+        tensors = [y * scale] if spec.method == "slerp" else [x * scale, y * scale]
+        base = start if spec.base else None
+        merged = merge(spec, base, tensors)
+        right = expected(spec, base, tensors)
+        right.check(merged)
+        replace(right, value=mergekit_of(spec, base, tensors, torch.float64)).check(merged)
+
+
+def test_nearly_opposite_models_leave_the_base() -> None:
+    base, one, other = torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.4e-4])
+    assert torch.equal(merge(spec_of("model_stock", (1.0, 1.0)), base, [one, other]), base)
+
+
+@pytest.mark.parametrize("fibres", [Fibres.whole, Fibres.last, Fibres.first])
+@pytest.mark.parametrize("shape", [(1 << 18,), (4, 200_000), (700, 801), (200_000, 3)])
+def test_sums_do_not_depend_on_threads(
+    fibres: Callable[[Sequence[int]], Fibres], shape: tuple[int, ...]
+) -> None:
+    x, y = (tensor.reshape(-1) for tensor in models(shape, 1, 13))
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            seen = fibres(shape)
+            found.append(products(lambda a, b: [x[a:b], y[a:b]], [(0, 1), (0, 0)], seen))
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(bits(found[0]), bits(found[1]))
+    whole = (x.double() * y.double()).sum()
+    assert float(found[0][0].sum()) == pytest.approx(float(whole), rel=1e-12)
+
+
 @pytest.mark.parametrize("filter_wise", [True, False])
 def test_models_that_pull_apart_leave_the_base(filter_wise: bool) -> None:
     base, change = models((4, 8), 1, 9)
@@ -309,6 +352,12 @@ def test_sce_of_equal_variances_takes_the_first() -> None:
     base, one = torch.zeros(8), torch.tensor([1.0, -2.0, 2.0, 0.0, 2.0, 0.0, 2.0, 1.0])
     merged = merge(spec_of("sce", (1.0, 1.0), select_topk=0.5), base, [one, base])
     assert merged.tolist() == [0, -2, 2, 0, 2, 0, 0, 0]
+
+
+def test_sce_divides_by_no_less_than_a_millionth() -> None:
+    one, other = torch.tensor([1e4, 0.0]), torch.tensor([0.0, 0.1])
+    merged = merge(spec_of("sce", (1.0, 1.0)), torch.zeros(2), [one, other])
+    assert merged.tolist() == pytest.approx([1e4, 1e-10 * 0.1 / 1e-6])
 
 
 def test_sce_weighs_small_changes_alike() -> None:
