@@ -325,6 +325,11 @@ def test_models_that_pull_apart_leave_the_base(filter_wise: bool) -> None:
     other = torch.zeros_like(base)
     other[:, ::2], change[:, ::2] = change[:, ::2], 0.0  # at a right angle
     assert torch.equal(merge(spec, base, [base + change, base + other]), base)
+    # Also where the models are so much larger that float32 loses the base in the difference.
+    small, large = torch.full((3, 2), 1e-3), torch.full((3, 2), 1e-3)
+    small[:2, 0], large[:2, 1] = 1e6, 1e6
+    base = torch.full((3, 2), 1e-3)
+    assert torch.equal(merge(spec, base, [small, large]), base)
 
 
 def test_model_stock_is_between_base_and_mean() -> None:
