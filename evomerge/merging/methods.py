@@ -21,7 +21,10 @@ from dataclasses import dataclass
 
 import torch
 
+from evomerge.merging.geometry import model_stock, nuslerp, slerp
 from evomerge.merging.masks import Stream
+from evomerge.merging.mixtures import Pass
+from evomerge.merging.sce import sce
 from evomerge.merging.sparsifiers import (
     keep_at_random,
     keep_by_rank,
@@ -33,6 +36,9 @@ from evomerge.recipe import METHODS, Contribution, TensorMerge
 
 Piece = Callable[[int, int], torch.Tensor]
 """Elements ``start … stop - 1`` of a result: float32, shape [stop - start]."""
+
+_OTHERS = {"slerp": slerp, "nuslerp": nuslerp, "model_stock": model_stock, "sce": sce}
+"""The methods whose coefficients are not the recipe's own."""
 
 _NO_WEIGHT = 1e-8  # a sum of weights nearer to 0 divides by 1 instead (without election)
 _LARGEST = torch.finfo(torch.float32).max
@@ -62,7 +68,8 @@ def merge(
         ``out``. It may hold NaN or infinity, where the weights lead there.
 
     Raises:
-        ValueError: ``linear`` is to divide by weights that sum to 0.
+        ValueError: ``linear`` is to divide by weights that sum to 0, or a method cannot merge so
+            many models.
         NotImplementedError: recipes can name the method or variant, but its maths is not here.
     """
     _refuse_unknown(spec)
@@ -71,16 +78,19 @@ def merge(
         out = torch.empty(example.shape, dtype=dtype, device=example.device)
     flat = out.view(-1)
     with torch.no_grad():
-        piece = _piece(spec, base, tensors, memory)
-        for start, stop in pieces(example.numel(), example.device):
-            flat[start:stop].copy_(piece(start, stop).to(dtype))
+        if spec.method in _OTHERS:
+            made = _OTHERS[spec.method](spec, base, tensors, memory)
+        else:
+            made = Pass(_piece(spec, base, tensors, memory))
+        for start, stop in pieces(example.numel(), example.device, made.unit):
+            flat[start:stop].copy_(made.piece(start, stop).to(dtype))
     return out
 
 
 def _refuse_unknown(spec: TensorMerge) -> None:
     """Another method's arithmetic in the place of one that is missing would be a wrong model."""
     known = METHODS[spec.method]
-    ours = known.consensus in ("blend", "sum", "elect") and known.sparsifier != "outliers"
+    ours = known.consensus not in ("mean",) and known.sparsifier != "outliers"
     plain = (spec.variant, spec.mask_by, spec.mask_of) == ("mergekit", "random", "task_vectors")
     if not (ours and plain):
         asked = f"{spec.method} ({spec.variant}, {spec.mask_by}, {spec.mask_of})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ TILES = {"cpu": 1 << 18, "other": 1 << 26}
 """Elements per piece: on a CPU what its cache holds, elsewhere what hides a kernel's launch."""
 
 _BLOCK = 4096
+_T = TypeVar("_T")
 
 
 def pieces(numel: int, device: torch.device, unit: int = 1) -> Iterator[tuple[int, int]]:
@@ -42,6 +44,7 @@ class Memory:
         self._budget = budget
         self._sums: dict[Hashable, float] = {}
         self._arrays: dict[Hashable, torch.Tensor] = {}
+        self._small: dict[Hashable, tuple[Hashable, object]] = {}
         self.nbytes = 0
 
     def sum(self, key: Hashable, compute: Callable[[], float]) -> float:
@@ -49,6 +52,16 @@ class Memory:
         if key not in self._sums:
             self._sums[key] = compute()
         return self._sums[key]
+
+    def kept(self, key: Hashable, compute: Callable[[], _T], version: Hashable = None) -> _T:
+        """What is small beside a tensor, kept as a sum is; anew for another ``version``.
+
+        Only the last version is kept.
+        """
+        found = self._small.get(key)
+        if found is None or found[0] != version:
+            found = self._small[key] = (version, compute())
+        return found[1]  # type: ignore[return-value]
 
     def array(
         self, key: Hashable, nbytes: int, compute: Callable[[], torch.Tensor]
