@@ -46,11 +46,15 @@ class CopyBandwidth:
 
     The buffers are larger than the caches (at most 1 GiB each: a virtual machine reports the whole
     socket's cache, which it does not have).
+
+    Args:
+        device: whose memory.
+        nbytes: of each buffer, instead.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, nbytes: int | None = None) -> None:
         self._device = device
-        count = buffer_bytes(_cache_bytes()) // BYTES
+        count = (nbytes or buffer_bytes(_cache_bytes())) // BYTES
         self._source = torch.ones(count, dtype=torch.bfloat16, device=device)
         self._target = torch.zeros(count, dtype=torch.bfloat16, device=device)
         self.measured: list[float] = []

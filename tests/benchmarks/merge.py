@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.workdir.mkdir(parents=True, exist_ok=True)
     family = ensure_family(options.workdir, options.shape, options.models)
     device = torch.device(options.device)
-    live, copies = empty_model(family.shape, device), CopyBandwidth(device)
+    live, copies = empty_model(family.shape, device), CopyBandwidth(device, options.copy_bytes)
     results = []
     for method in options.methods:
         print(f"{method} …", file=sys.stderr)
@@ -99,32 +99,41 @@ def _theirs(
     """mergekit's seconds on the first candidates, and whether it agrees about the last one."""
     if options.no_mergekit:
         return (), None
-    from tests.benchmarks.theirs import Mergekit
+    from tests.benchmarks.theirs import Mergekit, read
 
     device = torch.device(options.device)
     mergekit = Mergekit(family, device)
     seconds = []
     for number in range(1, options.mergekit_repetitions + 1):
-        text = candidate(family, method, number, options.dtype)
-        seconds.append(seconds_of(partial(mergekit.merge, text), device))
+        recipe = read(candidate(family, method, number, options.dtype))
+        seconds.append(seconds_of(partial(mergekit.merge, recipe), device))
     if not options.verify:
         return tuple(seconds), None
     # The live model still holds our last candidate.
     text = candidate(family, method, options.repetitions, "float32")
-    return tuple(seconds), compare(family, text, live.state_dict(), mergekit.tensors(text))
+    return tuple(seconds), compare(family, text, live.state_dict(), mergekit.tensors(read(text)))
 
 
 def _conditions(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else _processor()
     millions = options.shape.parameters / 1e6
     return {
         "models": f"a base and {options.models} fine-tuned, {millions:.3g} M parameters each",
         "shape": options.shape.label,
-        "device": f"{device} ({name or platform.machine()}), {torch.get_num_threads()} threads",
+        "device": f"{device} ({name}), {torch.get_num_threads()} threads",
         "mergekit's arithmetic": options.dtype,
         "repetitions": f"{options.repetitions} of ours, {options.mergekit_repetitions} of mergekit",
         "torch": torch.__version__,
     }
+
+
+def _processor() -> str:
+    """What the machine calls its processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -144,6 +153,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--verify", action="store_true", help="compare both programs' results")
     add("--command", action="store_true", help="time evomerge merge and mergekit-yaml too")
     add("--command-repetitions", type=_count, default=3, help="of each command (3)")
+    add("--copy-bytes", type=_count, help="of the bandwidth's buffers; else beyond the caches")
     add("--json", type=Path, metavar="FILE", help="write everything there")
     workdir = Path(tempfile.gettempdir()) / "evomerge-benchmarks"
     add("--workdir", type=Path, default=workdir, help=f"where the models are kept ({workdir})")

@@ -40,10 +40,9 @@ class Mergekit:
         self._cache.setup(options=self._options)
         self._warm(family)
 
-    def tensors(self, text: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self, recipe: MergeConfiguration) -> Iterator[tuple[str, torch.Tensor]]:
         """The merged model, tensor by tensor; planning is part of a merge, as it is of ours."""
-        # Planning rewrites the configuration, so that it is read anew each time.
-        config = MergeConfiguration.model_validate(yaml.safe_load(text))
+        config = recipe.model_copy(deep=True)  # planning rewrites it
         architecture = get_architecture_info(config, self._options)
         base = config.base_model or config.referenced_models()[0]
         planner = MergePlanner(
@@ -56,9 +55,9 @@ class Mergekit:
                 yield from writer.tensors
                 writer.tensors.clear()
 
-    def merge(self, text: str) -> None:
+    def merge(self, recipe: MergeConfiguration) -> None:
         """Merge and drop each tensor as it comes."""
-        for _ in self.tensors(text):
+        for _ in self.tensors(recipe):
             pass
 
     def _warm(self, family: Family) -> None:
@@ -68,6 +67,11 @@ class Mergekit:
             loader = self._cache.get(model)
             for name in loader.index.tensor_paths:
                 loader.get_tensor(name).view(torch.uint8).view(-1)[::4096].sum()
+
+
+def read(text: str) -> MergeConfiguration:
+    """A recipe, as it reads it."""
+    return MergeConfiguration.model_validate(yaml.safe_load(text))
 
 
 class _Taken:
