@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from evomerge.merging import merge, uniform
+from evomerge.merging import MergeEngine, merge, uniform
 from evomerge.merging.masks import Stream, threshold
 from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
+from tests.merging.worlds import Family, recipe_of, same_bits, stored
 
 BLOCK = 2**32
 
@@ -106,6 +111,24 @@ def test_the_first_number_is_uniform_over_seeds() -> None:
     assert abs(chi_square(numbers, 50)) < 4
 
 
+def kolmogorov(numbers: torch.Tensor) -> float:
+    """√n times the largest distance of the numbers' distribution from the uniform one."""
+    ordered, count = numbers.to(torch.float64).sort().values, numbers.numel()
+    above = torch.arange(1, count + 1, dtype=torch.float64) / count - ordered
+    return float(torch.maximum(above, 1 / count - above).max()) * math.sqrt(count)
+
+
+def test_no_stretch_of_the_numbers_is_too_full_over_many_seeds() -> None:
+    scores = torch.tensor([kolmogorov(uniform(s, "code", "w", 4096)) for s in range(300)])
+    # Kolmogorov's distribution: mean √(π/2) ln 2, variance π²/12 less its square; beyond 2.9 lies
+    # 2·exp(−2·2.9²), one in ten million.
+    mean = math.sqrt(math.pi / 2) * math.log(2)
+    spread = math.sqrt(math.pi**2 / 12 - mean**2)
+    assert abs(float(scores.mean()) - mean) < 4 * spread / math.sqrt(300)
+    assert float(scores.std()) == pytest.approx(spread, rel=0.2)
+    assert float(scores.max()) < 2.9
+
+
 COUNT = 200_000
 PAIRS: dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]] = {
     "neighbours": lambda: (uniform(0, "a", "w", COUNT), uniform(0, "a", "w", COUNT, start=1)),
@@ -124,6 +147,24 @@ def test_streams_know_nothing_of_one_another(pair: str) -> None:
     assert abs(correlation) < 4 / math.sqrt(COUNT)
     together = torch.floor(one * 16) * 16 + torch.floor(other * 16)
     assert abs(chi_square(together / 256 + 1e-4, 256)) < 4.5
+
+
+@pytest.mark.parametrize("pair", ["neighbours", "models", "tensors", "seeds"])
+def test_one_elements_numbers_are_independent_over_many_seeds(pair: str) -> None:
+    """As above, with the element fixed and the seed drawn: what one search's seed decides."""
+    count = 6000
+    one = torch.cat([uniform(seed, "a", "w", 1, start=7) for seed in range(count)])
+    others = {
+        "neighbours": lambda seed: uniform(seed, "a", "w", 1, start=8),
+        "models": lambda seed: uniform(seed, "b", "w", 1, start=7),
+        "tensors": lambda seed: uniform(seed, "a", "v", 1, start=7),
+        "seeds": lambda seed: uniform(seed + 1, "a", "w", 1, start=7),
+    }
+    other = torch.cat([others[pair](seed) for seed in range(count)])
+    correlation = float(torch.corrcoef(torch.stack([one, other]))[0, 1])
+    assert abs(correlation) < 4 / math.sqrt(count)
+    together = torch.floor(one * 8) * 8 + torch.floor(other * 8)
+    assert abs(chi_square(together / 64 + 1e-4, 64)) < 4.5
 
 
 @given(share=st.floats(0, 1, exclude_min=True))
@@ -153,3 +194,30 @@ def test_a_mask_lies_in_the_mask_of_any_higher_density(
     epsilon = min(0.1, *(0.9 * min(d, 1 - d) for d in densities if d < 1), 1.0)
     smaller, larger = kept(method, low, epsilon, delta), kept(method, high, epsilon, delta)
     assert not (smaller & ~larger).any()
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "della"])
+def test_a_model_cut_into_files_otherwise_has_the_same_masks(
+    family: Family, tmp_path: Path, method: str
+) -> None:
+    """One file, or several with the tensors of any layer in any of them, each model its own."""
+    copies = []
+    for path in family.all:
+        copies.append(tmp_path / path.name)
+        copies[-1].mkdir()
+        shutil.copy(path / "config.json", copies[-1])
+        names = sorted(tensors := stored(path))
+        random.Random(path.name).shuffle(names)
+        index = {name: f"part-{place % 3}.safetensors" for place, name in enumerate(names)}
+        for file in set(index.values()):
+            part = {name: tensors[name] for name in names if index[name] == file}
+            save_file(part, copies[-1] / file, {"format": "pt"})
+        content = json.dumps({"metadata": {}, "weight_map": index})
+        (copies[-1] / "model.safetensors.index.json").write_text(content)
+    cut = Family(copies[0], tuple(copies[1:]))
+    one, other = (
+        MergeEngine(str(models.base), [str(path) for path in models.tuned])
+        for models in (family, cut)
+    )
+    whole = dict(one.tensors(recipe_of(family, method)))
+    same_bits(whole, dict(other.tensors(recipe_of(cut, method))))
