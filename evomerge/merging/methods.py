@@ -23,7 +23,6 @@ import torch
 
 from evomerge.merging.geometry import model_stock, nuslerp, slerp
 from evomerge.merging.masks import Stream
-from evomerge.merging.mixtures import Pass
 from evomerge.merging.sce import sce
 from evomerge.merging.sparsifiers import (
     keep_at_random,
@@ -78,12 +77,14 @@ def merge(
         out = torch.empty(example.shape, dtype=dtype, device=example.device)
     flat = out.view(-1)
     with torch.no_grad():
+        piece: Piece
         if spec.method in _OTHERS:
             made = _OTHERS[spec.method](spec, base, tensors, memory)
+            piece, unit = made.piece, made.unit
         else:
-            made = Pass(_piece(spec, base, tensors, memory))
-        for start, stop in pieces(example.numel(), example.device, made.unit):
-            flat[start:stop].copy_(made.piece(start, stop).to(dtype))
+            piece, unit = _piece(spec, base, tensors, memory), 1
+        for start, stop in pieces(example.numel(), example.device, unit):
+            flat[start:stop].copy_(piece(start, stop).to(dtype))
     return out
 
 
