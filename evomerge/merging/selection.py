@@ -53,15 +53,17 @@ def among(
     """Whether numbers are among the largest.
 
     Args:
-        bits: of the numbers from element ``start`` on, shape [size].
+        bits: of the numbers from element ``start`` on, shape [size], size < 2³¹.
         start: their first index.
         least, last: a :class:`Limit`'s ``bits`` and ``last``.
 
     Returns:
         Booleans, shape [size].
     """
-    early = torch.arange(len(bits), device=bits.device) <= last - start
-    return (bits > least) | ((bits == least) & early)
+    size = len(bits)
+    end = torch.as_tensor(last - start).clamp(-1, size).to(torch.int32)
+    late = torch.arange(size, dtype=torch.int32, device=bits.device) > end
+    return bits >= late.to(torch.int32) + least  # an equal one that comes late must be larger
 
 
 def count(bits: Bits, numel: int, device: torch.device) -> Counts:
