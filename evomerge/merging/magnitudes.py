@@ -19,9 +19,9 @@ import torch
 Sizes = Callable[[int, int], torch.Tensor]
 """Magnitudes of elements ``start … stop - 1``: float32, at least 0, shape [stop - start]."""
 
-_STRETCHES = 64
-_SHORTEST = 1 << 14  # elements of a stretch, where there are that many
-_HEAVY = 1 << 13  # a magnitude that one element in so many has is kept by stretches
+_STRETCHES = 192
+_SHORTEST = 1 << 13  # elements of a stretch, where there are that many
+_HEAVY = 1 << 14  # a magnitude that one element in so many has is kept by stretches
 _SPARSE = 16  # magnitudes are kept where there are so many elements of each, on average
 
 

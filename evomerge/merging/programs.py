@@ -79,7 +79,9 @@ class Programs:
         """
         for start, stop in self.pieces(kernel, numel):
             floats, ints = tables(start)
-            self.run_piece(kernel, [*(t[start:stop] for t in tensors), floats, ints])
+            whole = stop - start == numel
+            pieces = tensors if whole else [tensor[start:stop] for tensor in tensors]
+            self.run_piece(kernel, [*pieces, floats, ints])
 
     def pieces(self, kernel: Kernel, numel: int) -> list[tuple[int, int]]:
         """The pieces to run a kernel in, first element and the one after the last."""

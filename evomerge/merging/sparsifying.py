@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -300,27 +301,38 @@ class _Sparsifier:
 
     def by_magnitude(self) -> Sparsified:
         """The ⌊d·n⌋ elements of largest magnitude, at least one (TIES, arXiv 2306.01708, trim)."""
-        found = [
-            ALL if part.density >= 1 else self.largest(part, max(1, int(part.density * self.numel)))
+        wanted = [
+            self.numel if part.density >= 1 else max(1, int(part.density * self.numel))
             for part in self.parts
         ]
-        return Sparsified("largest", [1.0] * len(self.parts), largest={F.LIMIT: found})
+        limits = self.largest(wanted)
+        return Sparsified("largest", [1.0] * len(self.parts), largest={F.LIMIT: limits})
 
     def band(self) -> Sparsified:
         """All but the largest and the smallest (Model Breadcrumbs, arXiv 2312.06795, section 3)."""
-        limits, outliers = [], []
-        for part in self.parts:
-            first, end = middle(self.numel, part.density, part.contribution.gamma)
-            if not part.weight:
-                first, end = 0, self.numel
-            limits.append(ALL if end == self.numel else self.largest(part, end))
-            outliers.append(self.largest(part, first))
-        rows = {F.LIMIT: limits, F.OUTLIER: outliers}
+        places = [
+            middle(self.numel, part.density, part.contribution.gamma)
+            if part.weight
+            else (0, self.numel)
+            for part in self.parts
+        ]
+        limits = self.largest([end for _, end in places])
+        rows = {F.LIMIT: limits, F.OUTLIER: self.largest([first for first, _ in places])}
         return Sparsified("band", [1.0] * len(self.parts), largest=rows)
 
-    def largest(self, part: Part, wanted: int) -> Largest:
-        if wanted == 0:
-            return NONE
+    def largest(self, wanted: Sequence[int]) -> list[Largest]:
+        """So many of each model's elements."""
+        pairs = list(zip(self.parts, wanted, strict=True))
+        threads = min(torch.get_num_threads(), len(pairs))
+        # Once only: numpy finds each on one thread, and leaves the others to other models.
+        if self.memory.remembers or self.device.type != "cpu" or threads == 1:
+            return [self.largest_of(part, count) for part, count in pairs]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(lambda pair: self.largest_of(*pair), pairs))
+
+    def largest_of(self, part: Part, wanted: int) -> Largest:
+        if wanted in (0, self.numel):
+            return ALL if wanted else NONE
         sizes = part.masked.sizes
         if self.memory.has_room(self.numel // 4):
             key = ("magnitudes", *part.key)

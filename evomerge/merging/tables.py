@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from evomerge.merging.kernels import F, I
@@ -55,6 +56,7 @@ class Tables:
                 self._ints[key][column] = value
         for (row, column), found in self._largest.items():
             self._floats[row][column] = found.from_(start)
-        floats = torch.tensor(self._floats, dtype=torch.float64).to(torch.float32)
-        ints = torch.tensor(self._ints, dtype=torch.int32)
+        with np.errstate(over="ignore"):  # a huge coefficient is infinite
+            floats = torch.from_numpy(np.array(self._floats, dtype=np.float32))
+        ints = torch.from_numpy(np.array(self._ints, dtype=np.int32))
         return floats.to(self._device), ints.to(self._device)
