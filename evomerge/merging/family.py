@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.merging.kernels import F, I, Kernel
+from evomerge.merging.parts import Part, Sparsified, name_of
 from evomerge.merging.programs import Programs
-from evomerge.merging.sparsifying import Part, Sparsified, sparsify
+from evomerge.merging.sparsifying import sparsify
 from evomerge.merging.tables import Tables
 from evomerge.merging.taskvectors import Memory
 from evomerge.merging.whole import Whole
@@ -182,8 +183,3 @@ def _blend(
         tables.set(F.COEFFICIENT, i, coefficient)
     flat = [tensor.reshape(-1) for tensor in (*(t for _, t in terms), out)]
     work.programs.run(kernel, flat, out.numel(), lambda start: tables.at(start))
-
-
-def name_of(tensor: torch.Tensor) -> str:
-    """A type's name, as kernels have it."""
-    return str(tensor.dtype).removeprefix("torch.")

@@ -26,6 +26,9 @@ GOLDEN = 0x9E3779B1 - (1 << 32)
 # (C. Wellons, hash-prospector, public domain). The second multiplier is the model's own.
 _FIRST = 0x7FEB352D
 
+WHOLE = 1 << 30
+"""Elements that a pass has at most: indices are 32-bit integers."""
+
 BINS = (12 << 10) + 1
 """Bins of a ``table`` pass: 2¹⁰ for each halving of the density down to 2⁻¹², and one below."""
 
@@ -100,16 +103,6 @@ class Kernel:
         """How many fine-tuned models."""
         return len(self.dtypes)
 
-    @property
-    def bits_type(self) -> torch.dtype:
-        """The type whose bit i says whether model i keeps an element (of 63 models at most)."""
-        return torch.uint8 if self.models <= 8 else self.word
-
-    @property
-    def word(self) -> torch.dtype:
-        """The integers that bits are computed in."""
-        return torch.int32 if self.models <= 31 else torch.int64
-
     def order(self) -> tuple[str, ...]:
         """The names of the pass's tensors, in the order of the list that it is given.
 
@@ -123,6 +116,16 @@ class Kernel:
         names += ["bits"] if self.keep == "bits" or self.goal == "sums" else []
         names += ["out"] + (["values"] if self.goal == "table" else [])
         return (*names, "floats", "ints")
+
+
+def bits_type(models: int) -> torch.dtype:
+    """The type whose bit i says whether model i keeps an element (of 63 models at most)."""
+    return torch.uint8 if models <= 8 else _word(models)
+
+
+def _word(models: int) -> torch.dtype:
+    """The integers that bits are computed in."""
+    return torch.int32 if models <= 31 else torch.int64
 
 
 def run(kernel: Kernel, tensors: Sequence[torch.Tensor]) -> None:
@@ -205,7 +208,7 @@ class _Pass:
         if kind == "all":
             return None
         if kind == "bits":
-            return (self.named["bits"][0].to(self.kernel.word) & (1 << i)) != 0
+            return (self.named["bits"][0].to(_word(self.kernel.models)) & (1 << i)) != 0
         if kind in ("random", "ranked"):
             return self.drawn(i) <= self.limit(i)
         size = value.abs()
@@ -279,11 +282,11 @@ class _Pass:
             if keep is None:
                 keep = torch.ones_like(size, dtype=torch.bool)
             sums.append(torch.where(keep, size, 0.0).to(torch.int64).sum())
-            bits.append(keep.to(self.kernel.word) << i)
+            bits.append(keep.to(_word(self.kernel.models)) << i)
         union = bits[0]
         for mine in bits[1:]:
             union = union | mine
-        self.named["bits"][0].copy_(union.to(self.kernel.bits_type))
+        self.named["bits"][0].copy_(union.to(bits_type(self.kernel.models)))
         self.named["out"][0].copy_(torch.stack(sums))
 
     def write_table(self) -> None:

@@ -22,19 +22,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 
 from evomerge.merging import kernels
-from evomerge.merging.kernels import F, I, Kernel
+from evomerge.merging.kernels import WHOLE, Kernel
 
 Program = Callable[[list[torch.Tensor]], object]
-
-WHOLE = 1 << 30
-"""Elements that a compiled kernel is given at most: indices are 32-bit integers."""
 
 TILE = 1 << 18
 """Elements that are computed at a time without a compiler: their steps stay in the cache."""
@@ -247,7 +244,13 @@ def _compile_in_process_of_its_own(kernel: Kernel, path: Path) -> None:
     partly = path.with_suffix(f".{os.getpid()}.part.pt2")
     try:
         subprocess.run(
-            [sys.executable, "-m", __name__, json.dumps(asdict(kernel)), str(partly)],
+            [
+                sys.executable,
+                "-m",
+                "evomerge.merging.compiling",
+                json.dumps(asdict(kernel)),
+                str(partly),
+            ],
             check=True,
             capture_output=True,
             text=True,
@@ -256,62 +259,3 @@ def _compile_in_process_of_its_own(kernel: Kernel, path: Path) -> None:
         partly.replace(path)
     finally:
         partly.unlink(missing_ok=True)
-
-
-class _Module(torch.nn.Module):
-    """A kernel as what torch exports."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        super().__init__()
-        self._kernel = kernel
-
-    def forward(self, tensors: list[torch.Tensor]) -> tuple[()]:
-        kernels.run(self._kernel, tensors)
-        return ()
-
-
-def example(kernel: Kernel, numel: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
-    """Tensors of the types and shapes that a kernel takes, without meaning."""
-    types = iter(kernel.dtypes)
-    made = {
-        "base": lambda: torch.zeros(numel, dtype=getattr(torch, str(kernel.base))),
-        "model": lambda: torch.zeros(numel, dtype=getattr(torch, next(types))),
-        "ranks": lambda: torch.zeros(
-            numel, dtype=torch.int32 if kernel.ranks == "int32" else torch.uint8
-        ),
-        "high": lambda: torch.zeros(numel, dtype=torch.uint8),
-        "bits": lambda: torch.zeros(numel, dtype=kernel.bits_type),
-        "out": lambda: _example_out(kernel, numel),
-        "values": lambda: torch.zeros(numel, dtype=torch.int64),
-        "floats": lambda: torch.zeros((len(F), max(kernel.models, 2)), dtype=torch.float32),
-        "ints": lambda: torch.zeros((len(I), max(kernel.models, 2)), dtype=torch.int32),
-    }
-    return [made[name]().to(device) for name in kernel.order()]
-
-
-def _example_out(kernel: Kernel, numel: int) -> torch.Tensor:
-    if kernel.goal == "sums":
-        return torch.zeros(kernel.models, dtype=torch.int64)
-    if kernel.goal == "table":
-        return torch.zeros(numel, dtype=torch.int64)
-    return torch.zeros(numel, dtype=getattr(torch, str(kernel.out)))
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Compile one kernel: its fields as JSON, and the file to write."""
-    data = json.loads(arguments[0])
-    kernel = replace(
-        Kernel(**{field.name: data[field.name] for field in fields(Kernel)}),
-        dtypes=tuple(data["dtypes"]),
-    )
-    length = torch.export.Dim("length", min=2, max=WHOLE)
-    tensors = example(kernel, 4096)
-    shapes = [{0: length} if tensor.shape[:1] == (4096,) else None for tensor in tensors]
-    program = torch.export.export(_Module(kernel), (tensors,), dynamic_shapes=(shapes,))
-    torch._inductor.aoti_compile_and_package(
-        program, package_path=arguments[1], inductor_configs={"cpp.dynamic_threads": True}
-    )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from evomerge.merging.masks import limit, uniform_bits
-from evomerge.merging.sparsifying import Part, scale_of
+from evomerge.merging.parts import Part, scale_of
 from evomerge.merging.taskvectors import pieces
 from evomerge.merging.whole import Whole
 from evomerge.recipe import METHODS, TensorMerge

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evomerge.merging import kernels, merge, programs
+from evomerge.merging import compiling, kernels, merge, programs
 from evomerge.merging.kernels import Kernel
 from evomerge.merging.programs import Programs
 from evomerge.merging.taskvectors import Memory
@@ -105,7 +105,7 @@ KERNEL = Kernel("merge", ("float32",), "float32", "float32")
 
 
 def run_once(ready: Programs) -> torch.Tensor:
-    tensors = programs.example(KERNEL, 8)
+    tensors = compiling.example(KERNEL, 8)
     tensors[0] += 1
     ready.run_piece(KERNEL, tensors)
     return tensors[2]

@@ -1,0 +1,179 @@
+"""What restores a sparsified task vector's norm, and the sums that it takes.
+
+Sums are of integers (|δ| in units of a power of two), so that they are the same whatever the order
+of the terms, the device, or the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from evomerge.merging.kernels import BINS, FIRST_BIN, F, Kernel, bits_type
+from evomerge.merging.masks import limit, threshold, uniform_bits
+from evomerge.merging.parts import Part, Sparsified, name_of
+from evomerge.merging.programs import Programs
+from evomerge.merging.tables import Tables
+from evomerge.merging.taskvectors import Memory
+from evomerge.recipe import TensorMerge
+
+_NEGLIGIBLE = 1e-7  # a smaller Σ|δ| is not rescaled
+_TABLE_TILE = 1 << 20  # elements whose densities are binned at a time
+
+
+class Norms:
+    """The norms of one tensor of several models.
+
+    Args:
+        spec: of the tensor.
+        parts: the models.
+        memory: of what no candidate changes.
+        programs: runs kernels.
+    """
+
+    def __init__(
+        self, spec: TensorMerge, parts: Sequence[Part], memory: Memory, programs: Programs
+    ) -> None:
+        self.spec, self.parts, self.memory, self.programs = spec, parts, memory, programs
+        self.numel = parts[0].masked.numel
+        self.device = parts[0].tensor.device
+
+    def of_drawn(self, found: Sparsified) -> Sparsified:
+        """What is drawn by one density for each model, with its factors."""
+        summed = [self.summed(part) for part in self.parts]
+        if all(pair is not None for pair in summed):
+            found.scales = [_ratio(*pair) for pair in summed if pair is not None]
+            return found
+        return self.rescaled(found)
+
+    def rescaled(self, found: Sparsified) -> Sparsified:
+        """With Σ|δ| / Σ|kept δ|, which restores the L1 norm; 1 where either sum is below 1e-7.
+
+        The pass that sums also writes which elements are kept; the merge reads that.
+        """
+        scales = [1.0] * len(self.parts)
+        if self.spec.rescale and self.spec.variant == "paper":
+            # MergeLM's masks by magnitude: 1/d, whatever is kept.
+            found.scales = [1 / part.density for part in self.parts]
+            return found
+        needed = self.spec.rescale or found.keep == "ranked"
+        if not needed:
+            return found
+        kernel = self.summing(found)
+        bits = torch.empty(self.numel, dtype=bits_type(kernel.models), device=self.device)
+        kept = self.sums(kernel, found, bits)
+        if self.spec.rescale:
+            before = self.memory.kept(("norms", *(part.key for part in self.parts)), self.norms)
+            scales = [
+                1.0 if part.density >= 1 and found.keep != "band" else _ratio(b, k)
+                for part, b, k in zip(self.parts, before, kept, strict=True)
+            ]
+        return Sparsified("bits", scales, tensors=[bits])
+
+    def summed(self, part: Part) -> tuple[float, float] | None:
+        """Σ|δ| and the kept Σ|δ|, looked up; None where that is not worth it.
+
+        The bins of a large tensor are the densities that masks are drawn at, so that the sums are
+        exact; a small one's elements are put in the order in which they are kept.
+        """
+        if part.density >= 1:
+            return 1.0, 1.0
+        if not self.memory.remembers or not self.memory.has_room(12 * BINS):
+            return None
+        unit = part.unit(self.memory)
+        if self.numel < BINS:
+            order = self.memory.large(
+                ("order", part.stream, *part.key), partial(self.ordered, part)
+            )
+            count = int(torch.searchsorted(order.drawn, limit(part.density), right=True))
+            return float(order.sums[-1]) / unit, float(order.sums[count]) / unit
+        if threshold(part.density) < 1 << 12:
+            return None
+        sums = self.memory.large(("table", part.stream, *part.key), partial(self.binned, part))
+        place = int(torch.tensor(float(threshold(part.density))).view(torch.int32)) >> 13
+        return float(sums[-1]) / unit, float(sums[place - FIRST_BIN]) / unit
+
+    def ordered(self, part: Part) -> _Order:
+        """The elements by the numbers drawn for them, and Σ|δ| of the first 0, 1, … of them."""
+        drawn = uniform_bits(part.stream, 0, self.numel, self.device)
+        size = part.masked.sizes(0, self.numel) * part.unit(self.memory)
+        ascending, order = drawn.sort()
+        sums = torch.zeros(self.numel + 1, dtype=torch.int64, device=self.device)
+        sums[1:] = size.to(torch.int64)[order].cumsum(0)
+        return _Order(ascending, sums)
+
+    def binned(self, part: Part) -> torch.Tensor:
+        """Σ|δ| of the elements up to each bin; int64, shape [BINS]."""
+        kernel = Kernel(
+            "table",
+            (name_of(part.tensor),),
+            None if part.of_weights else name_of(part.base),
+            None,
+            "random",
+        )
+        tables = Tables(1, self.device)
+        tables.draw(0, part.stream)
+        tables.set(F.UNIT, 0, part.unit(self.memory))
+        inputs = [part.tensor.reshape(-1)]
+        if not part.of_weights:
+            inputs.insert(0, part.base.reshape(-1))
+        sums = torch.zeros(BINS, dtype=torch.int64, device=self.device)
+        size = min(self.numel, _TABLE_TILE)
+        places, values = (
+            torch.empty(size, dtype=torch.int64, device=self.device) for _ in range(2)
+        )
+        for start in range(0, self.numel, size):
+            stop = min(start + size, self.numel)
+            mine = [tensor[start:stop] for tensor in inputs]
+            outs = [places[: stop - start], values[: stop - start]]
+            self.programs.run_piece(kernel, [*mine, *outs, *tables.at(start)])
+            sums.scatter_add_(0, outs[0], outs[1])
+        return sums.cumsum(0)
+
+    def norms(self) -> list[float]:
+        """Σ|δ| of each model."""
+        dense = Sparsified("all", [])
+        kernel = self.summing(dense)
+        bits = torch.empty(self.numel, dtype=bits_type(kernel.models), device=self.device)
+        return self.sums(kernel, dense, bits)
+
+    def summing(self, found: Sparsified) -> Kernel:
+        base = None if self.parts[0].of_weights else name_of(self.parts[0].base)
+        types = tuple(name_of(part.tensor) for part in self.parts)
+        return Kernel("sums", types, base, None, found.keep, found.shared, ranks=found.ranks)
+
+    def sums(self, kernel: Kernel, found: Sparsified, bits: torch.Tensor) -> list[float]:
+        tables = Tables(len(self.parts), self.device)
+        found.fill(tables)
+        units = [part.unit(self.memory) for part in self.parts]
+        for i, unit in enumerate(units):
+            tables.set(F.UNIT, i, unit)
+        inputs = [self.parts[0].base] if kernel.base else []
+        inputs += [*(part.tensor for part in self.parts), *found.tensors]
+        flat = [tensor.reshape(-1) for tensor in inputs] + [bits]
+        totals = torch.zeros(len(self.parts), dtype=torch.int64, device=self.device)
+        for first, last in tables.segments(self.numel):
+            for begin, end in self.programs.pieces(kernel, last - first):
+                start, stop = first + begin, first + end
+                out = torch.zeros_like(totals)
+                pieces = [tensor[start:stop] for tensor in flat]
+                self.programs.run_piece(kernel, [*pieces, out, *tables.at(start)])
+                totals += out
+        return [total / unit for total, unit in zip(totals.tolist(), units, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Order:
+    drawn: torch.Tensor
+    sums: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.drawn.nbytes + self.sums.nbytes
+
+
+def _ratio(before: float, kept: float) -> float:
+    return before / kept if before >= _NEGLIGIBLE and kept >= _NEGLIGIBLE else 1.0

@@ -1,0 +1,129 @@
+"""One model's tensor beside the base's, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+
+from evomerge.merging.kernels import F, I, Keep, Kernel
+from evomerge.merging.magnitudes import Largest
+from evomerge.merging.masks import Stream, drawn_density
+from evomerge.merging.programs import Programs
+from evomerge.merging.tables import Tables
+from evomerge.merging.taskvectors import Memory, TaskVector
+from evomerge.recipe import Contribution, TensorMerge
+
+_ROOM = 61  # bits of a sum of integers
+
+
+class Part:
+    """One model's tensor beside the base's, and what is asked of it.
+
+    Args:
+        spec: of the tensor.
+        contribution: of the model.
+        base: the base's tensor.
+        tensor: the model's.
+    """
+
+    def __init__(
+        self,
+        spec: TensorMerge,
+        contribution: Contribution,
+        base: torch.Tensor,
+        tensor: torch.Tensor,
+    ) -> None:
+        self.contribution, self.base, self.tensor = contribution, base, tensor
+        self.weight = contribution.weight
+        # A model without weight has no part in the result; nothing need be looked up for it.
+        self.density = contribution.density if contribution.weight else 1.0
+        self.of_weights = spec.mask_of == "weights"
+        self.masked = TaskVector(None if self.of_weights else base, tensor)
+        self.key = (None if self.of_weights else spec.base, contribution.model, contribution.tensor)
+        self.stream = Stream(spec.mask_seed, contribution.label, contribution.tensor)
+
+    def unit(self, memory: Memory) -> float:
+        """The power of two whose inverse is the unit of this tensor's sums."""
+        bound = self.bound(memory)
+        if bound == 0:
+            return 1.0
+        bits = math.frexp(bound)[1] + self.masked.numel.bit_length()
+        return 2.0 ** min(_ROOM - bits, 100)
+
+    def bound(self, memory: Memory) -> float:
+        """A magnitude that neither the model, nor the base, nor their difference exceeds."""
+        return memory.kept((*self.key, "bound"), self._bound)
+
+    def _bound(self) -> float:
+        found = 0.0
+        for tensor in (self.tensor, self.base):
+            if tensor.numel() == 0:
+                continue
+            low, high = torch.aminmax(tensor)
+            found += max(abs(float(low)), abs(float(high)))
+        return found
+
+
+@dataclass
+class Sparsified:
+    """What a merge's kernel needs to know of what is kept.
+
+    Args:
+        keep, shared, unbiased, ranks: see :class:`Kernel`.
+        of_weights: see :class:`Kernel`.
+        scales: by which the kept elements of each model are multiplied.
+        tensors: what the kernel reads besides: ranks, bits.
+        streams: of each model, where numbers are drawn.
+        rows: of the models' integers.
+        largest: for each row of magnitudes, of each model.
+    """
+
+    keep: Keep
+    scales: list[float]
+    shared: bool = True
+    of_weights: bool = False
+    unbiased: bool = False
+    ranks: Literal["uint8", "split", "int32"] | None = None
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
+    rows: list[dict[I, int]] = field(default_factory=list)
+    largest: dict[F, list[Largest]] = field(default_factory=dict)
+
+    def fill(self, tables: Tables) -> None:
+        """Enter what says which elements are kept."""
+        for column, stream in enumerate(self.streams):
+            tables.draw(column, stream)
+        for column, row in enumerate(self.rows):
+            for integer, value in row.items():
+                tables.set(integer, column, value)
+        for name, models in self.largest.items():
+            for column, found in enumerate(models):
+                tables.select(name, column, found)
+
+    @staticmethod
+    def run(
+        programs: Programs, kernel: Kernel, tensors: Sequence[torch.Tensor], tables: Tables
+    ) -> None:
+        """Run a kernel over all the elements of flat tensors."""
+        for start, stop in tables.segments(tensors[0].numel()):
+            pieces = [tensor[start:stop] for tensor in tensors]
+            programs.run(kernel, pieces, stop - start, partial(_from, tables, start))
+
+
+def scale_of(spec: TensorMerge, part: Part) -> float:
+    """The paper's: 1/d, at the density that the mask is drawn at; 1 without ``rescale``."""
+    return 1 / drawn_density(part.density) if spec.rescale else 1.0
+
+
+def name_of(tensor: torch.Tensor) -> str:
+    """A type's name, as kernels have it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _from(tables: Tables, start: int, at: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return tables.at(start + at)
