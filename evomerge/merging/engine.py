@@ -12,7 +12,7 @@ import torch
 
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
-from evomerge.merging.layout import make_layout
+from evomerge.merging.layout import layout_of
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge
 from evomerge.merging.sources import MergedModel, Source, Stored
@@ -69,9 +69,9 @@ class MergeEngine:
         self._memory = Memory() if resident else None
         # The base, where there is one: integer tensors, and what is no tensor, come from it.
         self._first = next(iter(self._sources.values()))
-        self._layout = make_layout(
-            self._first.names,
-            self.like.num_layers if self._first.layers is None else len(self._first.layers),
+        moved = self._first.layers
+        self._layout = layout_of(
+            self.like, self._first.names, None if moved is None else len(moved)
         )
 
     @property
