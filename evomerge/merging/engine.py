@@ -13,7 +13,7 @@ import torch
 
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
-from evomerge.merging.layout import make_layout
+from evomerge.merging.layout import layout_of
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge
 from evomerge.merging.sources import MergedModel, Source, Stored
@@ -64,7 +64,8 @@ class MergeEngine:
         for model in [*([base_model] if base_model is not None else []), *models]:
             reference = _reference(model)
             if reference not in self._sources:
-                self._sources[reference] = _source(model, torch.device(device), resident)
+                first = next((one.like for one in self._sources.values()), None)
+                self._sources[reference] = _source(model, first, torch.device(device), resident)
         if not self._sources:
             raise ValueError("an engine needs at least one model")
         self._memory = Memory() if resident else None
@@ -269,8 +270,9 @@ class MergeEngine:
 
 
 def _layout(source: Source) -> Layout:
-    layers = source.like.num_layers if source.layers is None else len(source.layers)
-    return make_layout(source.names, layers)
+    return layout_of(
+        source.like, source.names, None if source.layers is None else len(source.layers)
+    )
 
 
 def _reference(model: Model) -> ModelReference:
@@ -282,8 +284,11 @@ def _reference(model: Model) -> ModelReference:
         raise CheckpointError([Fault(repr(model), str(problem))]) from problem
 
 
-def _source(model: Model, device: torch.device, resident: bool) -> Source:
+def _source(model: Model, first: Checkpoint | None, device: torch.device, resident: bool) -> Source:
     if isinstance(model, MergedModel):
         return model
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+    if first is not None:
+        # Another version of transformers may have stored it under other names.
+        checkpoint = checkpoint.aligned(first)
     return Stored(checkpoint, device, resident=resident)
