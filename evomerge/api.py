@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.arguments import (
+    begun_fingerprints,
     check_device,
     model_or_stages,
     read_recipes,
@@ -105,16 +106,20 @@ def merge(
     Raises:
         InputError: a recipe or a model is wrong, or ``out`` is taken.
     """
-    from evomerge.merging import write_merge
+    recipes = read_recipes(recipe)
+    with begun_fingerprints(recipes) as fingerprints:
+        # Only now: the import of torch and the sums of the files go on side by side.
+        from evomerge.merging import write_merge
 
-    check_device(device)
-    return write_merge(
-        read_recipes(recipe),
-        Path(out),
-        trust_remote_code=trust_remote_code,
-        max_shard_bytes=max_shard_bytes,
-        device=device,
-    )
+        check_device(device)
+        return write_merge(
+            recipes,
+            Path(out),
+            trust_remote_code=trust_remote_code,
+            max_shard_bytes=max_shard_bytes,
+            device=device,
+            fingerprints=fingerprints,
+        )
 
 
 def search(

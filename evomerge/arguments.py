@@ -12,6 +12,7 @@ from evomerge.errors import CheckpointError, Fault, InputError, StudyError
 from evomerge.references import ModelReference
 
 if TYPE_CHECKING:
+    from evomerge.checkpoints import Fingerprints
     from evomerge.recipe import Recipe
     from evomerge.space import SearchSpace
 
@@ -93,6 +94,19 @@ def read_recipes(recipe: str | Path | Recipe | Sequence[Recipe]) -> Sequence[Rec
     if isinstance(recipe, Recipe):
         return [recipe]
     return load_recipes(Path(recipe)) if isinstance(recipe, (str, Path)) else recipe
+
+
+def begun_fingerprints(recipes: Sequence[Recipe]) -> Fingerprints:
+    """The sums of the files of a recipe's local models, begun as early as can be."""
+    from evomerge.checkpoints import Fingerprints
+    from evomerge.checkpoints.files import local_files
+
+    fingerprints = Fingerprints()
+    for model in dict.fromkeys(model for recipe in recipes for model in recipe.models_named):
+        files = local_files(model.path, model.lora)
+        if files is not None:
+            fingerprints.begin(files)
+    return fingerprints
 
 
 def write_new(path: Path, text: str) -> None:

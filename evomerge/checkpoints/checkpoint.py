@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ from typing import Any
 import torch
 
 from evomerge.checkpoints.configuration import layer_count, text_section
+from evomerge.checkpoints.files import read_json
+from evomerge.checkpoints.fingerprints import sha256_of
 from evomerge.checkpoints.folders import ADAPTER_CONFIG, CONFIG, locate
 from evomerge.checkpoints.living import (
     load_config,
@@ -26,12 +26,9 @@ from evomerge.checkpoints.weights import (
     Entry,
     commonest_float,
     find_weights,
-    read_json,
 )
 from evomerge.errors import CheckpointError, Fault
 from evomerge.references import ModelReference
-
-_BLOCK = 1 << 22
 
 
 class Checkpoint:
@@ -105,18 +102,20 @@ class Checkpoint:
         """A tensor's stored type."""
         return self._entry(name).dtype
 
-    def tensor(self, name: str, *, check: bool = False) -> torch.Tensor:
+    def tensor(self, name: str, *, check: bool = False, mapped: bool = False) -> torch.Tensor:
         """A tensor, on the CPU, in its stored type and in memory of its own.
 
         Args:
             name: one of ``names``, or a tied tensor's other name.
             check: refuse NaN and infinity.
+            mapped: where it is stored as it is, give it as a map of its file, which costs no
+                memory and no copy. It is not to be written to, and shows what happens to the file.
 
         Raises:
             CheckpointError: there is no such tensor, or it holds NaN or infinity.
         """
         stored = self._require(name)
-        tensor = self._stored.read(stored)
+        tensor = self._stored.read(stored, keep=not mapped)
         if check:
             self._check_finite(stored, tensor)
         return tensor
@@ -166,11 +165,7 @@ class Checkpoint:
         For a model in one file it is that file's own (``sha256sum model.safetensors``).
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for path in self.weight_files:
-                for block in _blocks(path):
-                    digest.update(block)
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = sha256_of(self.weight_files)
         return self._fingerprint
 
     @property
@@ -255,9 +250,13 @@ class Checkpoint:
     def _check_finite(self, name: str, tensor: torch.Tensor) -> None:
         if not tensor.is_floating_point() or tensor.numel() == 0:
             return
-        # The extremes are NaN if any element is, and need no memory of the tensor's size.
-        low, high = torch.aminmax(tensor)
-        if bool(torch.isfinite(low) & torch.isfinite(high)):
+        # The fastest look: a sum with NaN or infinity in it is never finite. One that is not may
+        # have overflowed, so that the extremes decide; neither needs memory of the tensor's size.
+        if tensor.dtype.itemsize == 1:
+            tensor = tensor.to(torch.float32)
+        if bool(tensor.sum().isfinite()) or bool(
+            torch.stack(torch.aminmax(tensor)).isfinite().all()
+        ):
             return
         nans, bad = int(tensor.isnan().sum()), int((~tensor.isfinite()).sum())
         problem = f"{bad} of {tensor.numel()} elements are not finite ({nans} NaN)"
@@ -285,13 +284,3 @@ def _read_config(folder: Path, model: ModelReference) -> dict[str, Any]:
         problem = f"is quantised ({method}); merge the model that it was made from"
         raise CheckpointError([Fault(str(model), problem)])
     return config
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                yield block
-    except OSError as problem:
-        fault = Fault(str(path), f"cannot be read: {problem.strerror}")
-        raise CheckpointError([fault]) from problem

@@ -15,7 +15,7 @@ from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
 from evomerge.merging.layout import make_layout
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge
-from evomerge.merging.sources import MergedModel, Source, Stored
+from evomerge.merging.sources import MergedModel, Source, Stored, read_ahead
 from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
@@ -139,9 +139,10 @@ class MergeEngine:
             RecipeError: the recipe names a model that is not held, or does not fit the models.
             TrialError: a merged tensor holds NaN or infinity.
         """
-        dtype = self.dtype(recipe)
-        for spec in self._resolve(recipe):
-            yield spec.name, self._merged(spec, dtype)
+        dtype, specs = self.dtype(recipe), self._resolve(recipe)
+        with read_ahead(self._sources, specs):
+            for spec in specs:
+                yield spec.name, self._merged(spec, dtype)
 
     def merge_into(self, model: torch.nn.Module, recipe: Recipe) -> None:
         """Write a recipe's tensors into a live model, in place.
@@ -161,6 +162,10 @@ class MergeEngine:
         live = LiveTensors(model)
         specs, dtype = self._resolve(recipe), self.dtype(recipe)
         live.check({spec.name: self._shape(spec) for spec in specs}, dtype, recipe.place)
+        with read_ahead(self._sources, specs):
+            self._write(live, specs, dtype)
+
+    def _write(self, live: LiveTensors, specs: Sequence[TensorMerge], dtype: torch.dtype) -> None:
         for spec in specs:
             live.write(spec.name, self._merged(spec, dtype, live.place(spec.name)))
 

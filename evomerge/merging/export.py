@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from evomerge.checkpoints import Checkpoint, compare, write_model
+from evomerge.checkpoints import Checkpoint, Fingerprints, compare, write_model
 from evomerge.errors import CheckpointError, Fault, RecipeError
 from evomerge.merging.card import model_card
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.sources import MergedModel
 from evomerge.recipe import Recipe
 from evomerge.references import ModelReference
+
+Text = str | Callable[[], str]
 
 RECIPE_FILE = "mergekit_config.yml"
 """The recipe beside the model, where mergekit puts it too."""
@@ -46,6 +48,7 @@ def write_merge(
     trust_remote_code: bool = False,
     max_shard_bytes: int = 5_000_000_000,
     device: torch.device | str = "cpu",
+    fingerprints: Fingerprints | None = None,
 ) -> MergeSummary:
     """Merge and write the model; the results of earlier stages stay in memory.
 
@@ -55,6 +58,7 @@ def write_merge(
         trust_remote_code: whether models may bring their own code.
         max_shard_bytes: size of a weight file at most.
         device: where the arithmetic is done.
+        fingerprints: sums of the models' files that were begun before; what is missing is begun.
 
     Raises:
         RecipeError: a recipe does not fit its models, or asks for what cannot be done.
@@ -62,8 +66,32 @@ def write_merge(
         TrialError: a merged tensor holds NaN or infinity.
     """
     _refuse_taken(Path(out))
+    if fingerprints is None:
+        fingerprints = Fingerprints()
+    with fingerprints:
+        return _write_merge(
+            recipes,
+            out,
+            fingerprints,
+            trust_remote_code=trust_remote_code,
+            max_shard_bytes=max_shard_bytes,
+            device=device,
+        )
+
+
+def _write_merge(
+    recipes: Sequence[Recipe],
+    out: Path | str,
+    fingerprints: Fingerprints,
+    *,
+    trust_remote_code: bool,
+    max_shard_bytes: int,
+    device: torch.device | str,
+) -> MergeSummary:
     opened: dict[ModelReference, Checkpoint] = {}
     engine = staged_engine(recipes, opened, trust_remote_code=trust_remote_code, device=device)
+    for checkpoint in opened.values():
+        fingerprints.begin(checkpoint.weight_files)
     last = recipes[-1]
     outline = engine.outline(last)
     written = write_model(
@@ -72,7 +100,7 @@ def write_merge(
         like=_tokenizer_of(last, engine, opened),
         torch_dtype=engine.dtype(last),
         layers=engine.layers(last),
-        files=_files(recipes, opened),
+        files=_files(recipes, opened, fingerprints),
         max_shard_bytes=max_shard_bytes,
         total_bytes=sum(tensor.numel() * tensor.element_size() for tensor in outline.values()),
     )
@@ -231,10 +259,15 @@ def _tokenizer_of(
 
 
 def _files(
-    recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]
-) -> dict[str, str]:
+    recipes: Sequence[Recipe],
+    opened: Mapping[ModelReference, Checkpoint],
+    fingerprints: Fingerprints,
+) -> dict[str, Text]:
     text = "---\n".join(recipe.to_yaml().rstrip() + "\n" for recipe in recipes)
-    files = {RECIPE_FILE: text, "README.md": model_card(text, recipes, opened)}
+    files: dict[str, Text] = {
+        RECIPE_FILE: text,
+        "README.md": lambda: model_card(text, recipes, opened, fingerprints),
+    }
     template = recipes[-1].chat_template
     if template is not None and template != "auto":
         files["chat_template.jinja"] = template

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from evomerge.checkpoints import Checkpoint
+from evomerge.merging.ahead import ReadAhead
+from evomerge.recipe import TensorMerge
 from evomerge.references import ModelReference
+
+_ROOM = 1 << 28
+"""Bytes per model that may be read and not asked for yet."""
 
 
 class Source(Protocol):
@@ -124,7 +131,9 @@ class Stored:
         self.like = checkpoint
         self.layers = None
         self._device = device
-        self._kept: dict[str, torch.Tensor] | None = None
+        self._resident = resident
+        self._ahead: ReadAhead[str, torch.Tensor] | None = None
+        self._kept: dict[str, torch.Tensor] = {}
         if resident:
             self._kept = {name: self._read(name) for name in checkpoint.names}
 
@@ -154,12 +163,52 @@ class Stored:
         return self.like.dtype(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        if self._kept is None:
-            return self._read(name)
+        if not self._resident:
+            return self._read(name) if self._ahead is None else self._ahead.take(name)
         if name not in self._kept:
             # A tied tensor's other name.
             self._kept[name] = self._read(name)
         return self._kept[name]
 
+    @contextmanager
+    def ahead(self, names: Iterable[str]) -> Iterator[None]:
+        """Read these tensors before they are asked for, in this order; all that are kept are there.
+
+        Args:
+            names: as they will be asked for.
+        """
+        if self._resident or self._ahead is not None:
+            yield
+            return
+        with ReadAhead(names, self._read, self._size, _ROOM) as self._ahead:
+            try:
+                yield
+            finally:
+                self._ahead = None
+
+    def _size(self, name: str) -> int:
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
     def _read(self, name: str) -> torch.Tensor:
-        return self.like.tensor(name, check=True).to(self._device)
+        tensor = self.like.tensor(name, check=True, mapped=not self._resident)
+        return tensor.to(self._device)
+
+
+@contextmanager
+def read_ahead(
+    sources: Mapping[ModelReference, Source], specs: Sequence[TensorMerge]
+) -> Iterator[None]:
+    """Have all the sources read what the merges of tensors will ask for, in their order."""
+    with ExitStack() as stack:
+        for reference, source in sources.items():
+            if isinstance(source, Stored):
+                stack.enter_context(source.ahead(_asked(reference, specs)))
+        yield
+
+
+def _asked(model: ModelReference, specs: Sequence[TensorMerge]) -> list[str]:
+    names = []
+    for spec in specs:
+        inputs = [(part.model, part.tensor) for part in spec.contributions]
+        names += [n for m, n in [*([spec.base] if spec.base else []), *inputs] if m == model]
+    return names
