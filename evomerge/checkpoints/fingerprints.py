@@ -18,7 +18,7 @@ from types import TracebackType
 
 from evomerge.errors import CheckpointError, Fault
 
-_BLOCK = 1 << 24  # takes the lock of Python's threads seldom, and is read again from the cache
+_BLOCK = 1 << 22  # what a processor's cache holds
 _THREADS = 4  # more would only wait for the disk
 
 

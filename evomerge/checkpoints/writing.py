@@ -86,33 +86,40 @@ def write_model(
     written_config(like.config, like.torch_dtype, changed, str(like.reference))
     _check_target(target)
     _check_space(target, total_bytes)
-    with _unfinished(target) as partial:
-        written, dtype = _write_weights(partial.path, tensors, like, max_shard_bytes, target)
+
+    def fill(folder: Path) -> tuple[tuple[str, ...], int, int]:
+        written, dtype = _write_weights(folder, tensors, like, max_shard_bytes, target)
         config = written_config(like.config, torch_dtype or dtype, changed, str(like.reference))
         with _plainly(target):
-            _write_small_files(partial.path, like, config, extras)
-            partial.become(target)
-    return WrittenModel(target, *written)
+            _write_small_files(folder, like, config, extras)
+        return written
+
+    return WrittenModel(target, *_whole_or_not(target, fill))
 
 
-@contextmanager
-def _unfinished(target: Path) -> Iterator[PartialFolder]:
-    """A folder to fill; it is removed, with the parents made for it, if that is not finished."""
+def _whole_or_not(
+    target: Path, fill: Callable[[Path], tuple[tuple[str, ...], int, int]]
+) -> tuple[tuple[str, ...], int, int]:
+    """Fill a folder and give it the target's name, or remove it and the parents made for it.
+
+    No context manager: Ctrl-C could come between its making of the folder and its first statement.
+    """
     made = [parent for parent in target.parents if not parent.exists()]
+    partial = PartialFolder.beside(target)
     try:
         with _plainly(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = PartialFolder.beside(target)
-        try:
-            yield partial
-        except BaseException:
-            partial.remove()
-            raise
+            partial.make(target)
+        written = fill(partial.path)
+        with _plainly(target):
+            partial.become(target)
     except BaseException:
+        partial.remove()
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
         raise
+    return written
 
 
 def _write_weights(
@@ -146,8 +153,6 @@ def _write_weights(
 def _write_small_files(
     folder: Path, like: Checkpoint, config: Mapping[str, object], extras: Mapping[str, Text]
 ) -> None:
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_synced(folder / CONFIG, text.encode())
     for name, source in _companions(like).items():
         if name not in extras:
             copy = folder / name
@@ -157,6 +162,9 @@ def _write_small_files(
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, (content if isinstance(content, str) else content()).encode())
+    # Last of all: without it a folder is no model.
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_synced(folder / CONFIG, text.encode())
     for inner in folder.rglob("*"):
         if inner.is_dir():
             sync_folder(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable
@@ -41,6 +42,8 @@ class ReadAhead(Generic[Key, Value]):
 
     def __enter__(self) -> ReadAhead[Key, Value]:
         self._thread.start()
+        # Whoever never leaves the context must not find the thread in torch's code at the end.
+        atexit.register(self._end)
         return self
 
     def __exit__(
@@ -49,11 +52,8 @@ class ReadAhead(Generic[Key, Value]):
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._change:
-            self._stopped = True
-            self._change.notify_all()
-        self._thread.join()
-        self._made.clear()
+        self._end()
+        atexit.unregister(self._end)
 
     def take(self, key: Key) -> Value:
         """A key's value: the one that was made, or is being made, else a new one.
@@ -77,6 +77,13 @@ class ReadAhead(Generic[Key, Value]):
                 self._change.notify_all()
                 return self._made[key].popleft()
         return self._make(key)
+
+    def _end(self) -> None:
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+        self._thread.join()
+        self._made.clear()
 
     def _run(self) -> None:
         for key in self._wanted:

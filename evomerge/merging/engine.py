@@ -6,7 +6,7 @@ so that what was scored and what is exported are the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 
@@ -130,7 +130,7 @@ class MergeEngine:
             for spec in self._resolve(recipe)
         }
 
-    def tensors(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self, recipe: Recipe) -> Generator[tuple[str, torch.Tensor], None, None]:
         """The merged model, tensor by tensor, each cast once to the recipe's type.
 
         Tensors that are no floating numbers are the base model's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,16 +95,18 @@ def _write_merge(
         fingerprints.begin(checkpoint.weight_files)
     last = recipes[-1]
     outline = engine.outline(last)
-    written = write_model(
-        out,
-        engine.tensors(last),
-        like=_tokenizer_of(last, engine, opened),
-        torch_dtype=engine.dtype(last),
-        layers=engine.layers(last),
-        files=_files(recipes, opened, fingerprints),
-        max_shard_bytes=max_shard_bytes,
-        total_bytes=sum(tensor.numel() * tensor.element_size() for tensor in outline.values()),
-    )
+    # Closed at once when the writing fails, and with it what reads ahead.
+    with closing(engine.tensors(last)) as tensors:
+        written = write_model(
+            out,
+            tensors,
+            like=_tokenizer_of(last, engine, opened),
+            torch_dtype=engine.dtype(last),
+            layers=engine.layers(last),
+            files=_files(recipes, opened, fingerprints),
+            max_shard_bytes=max_shard_bytes,
+            total_bytes=sum(tensor.numel() * tensor.element_size() for tensor in outline.values()),
+        )
     return MergeSummary(
         folder=Path(out),
         tensors=len(outline),

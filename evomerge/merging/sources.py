@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,11 @@ from evomerge.merging.ahead import ReadAhead
 from evomerge.recipe import TensorMerge
 from evomerge.references import ModelReference
 
-_ROOM = 1 << 28
-"""Bytes per model that may be read and not asked for yet."""
+Wanted = tuple[ModelReference, str]
+"""A model's tensor."""
+
+_ROOM = 1 << 29
+"""Bytes that may be read and not asked for yet."""
 
 
 class Source(Protocol):
@@ -132,10 +135,10 @@ class Stored:
         self.layers = None
         self._device = device
         self._resident = resident
-        self._ahead: ReadAhead[str, torch.Tensor] | None = None
+        self._ahead: ReadAhead[Wanted, torch.Tensor] | None = None
         self._kept: dict[str, torch.Tensor] = {}
         if resident:
-            self._kept = {name: self._read(name) for name in checkpoint.names}
+            self._kept = {name: self.read(name) for name in checkpoint.names}
 
     @property
     def reference(self) -> ModelReference:
@@ -164,32 +167,31 @@ class Stored:
 
     def tensor(self, name: str) -> torch.Tensor:
         if not self._resident:
-            return self._read(name) if self._ahead is None else self._ahead.take(name)
+            if self._ahead is None:
+                return self.read(name)
+            return self._ahead.take((self.reference, name))
         if name not in self._kept:
             # A tied tensor's other name.
-            self._kept[name] = self._read(name)
+            self._kept[name] = self.read(name)
         return self._kept[name]
 
-    @contextmanager
-    def ahead(self, names: Iterable[str]) -> Iterator[None]:
-        """Read these tensors before they are asked for, in this order; all that are kept are there.
+    def follow(self, ahead: ReadAhead[Wanted, torch.Tensor] | None) -> bool:
+        """Take tensors from what is read ahead (None: no longer).
 
-        Args:
-            names: as they will be asked for.
+        Returns:
+            Whether it does: not where all is kept anyway, or where it follows another already.
         """
-        if self._resident or self._ahead is not None:
-            yield
-            return
-        with ReadAhead(names, self._read, self._size, _ROOM) as self._ahead:
-            try:
-                yield
-            finally:
-                self._ahead = None
+        if self._resident or (ahead is not None and self._ahead is not None):
+            return False
+        self._ahead = ahead
+        return True
 
-    def _size(self, name: str) -> int:
+    def size(self, name: str) -> int:
+        """A tensor's bytes."""
         return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
-    def _read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor from its file."""
         tensor = self.like.tensor(name, check=True, mapped=not self._resident)
         return tensor.to(self._device)
 
@@ -198,17 +200,24 @@ class Stored:
 def read_ahead(
     sources: Mapping[ModelReference, Source], specs: Sequence[TensorMerge]
 ) -> Iterator[None]:
-    """Have all the sources read what the merges of tensors will ask for, in their order."""
-    with ExitStack() as stack:
-        for reference, source in sources.items():
-            if isinstance(source, Stored):
-                stack.enter_context(source.ahead(_asked(reference, specs)))
-        yield
+    """Have the stored models' tensors read before merges ask for them, in the same order."""
+    stored = {model: one for model, one in sources.items() if isinstance(one, Stored)}
+    wanted = [key for spec in specs for key in _inputs(spec) if key[0] in stored]
+    ahead = ReadAhead(
+        wanted,
+        lambda key: stored[key[0]].read(key[1]),
+        lambda key: stored[key[0]].size(key[1]),
+        _ROOM,
+    )
+    following = [one for one in stored.values() if one.follow(ahead)]
+    try:
+        with ahead if following else nullcontext():
+            yield
+    finally:
+        for one in following:
+            one.follow(None)
 
 
-def _asked(model: ModelReference, specs: Sequence[TensorMerge]) -> list[str]:
-    names = []
-    for spec in specs:
-        inputs = [(part.model, part.tensor) for part in spec.contributions]
-        names += [n for m, n in [*([spec.base] if spec.base else []), *inputs] if m == model]
-    return names
+def _inputs(spec: TensorMerge) -> list[Wanted]:
+    inputs = [(part.model, part.tensor) for part in spec.contributions]
+    return [*([spec.base] if spec.base else []), *inputs]
