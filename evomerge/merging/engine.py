@@ -15,6 +15,8 @@ from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
 from evomerge.merging.layout import make_layout
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge
+from evomerge.merging.placing import Device, place_of, plan_here
+from evomerge.merging.residency import ResidencyPlan, Wish
 from evomerge.merging.sources import MergedModel, Source, Stored, read_ahead
 from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
@@ -42,11 +44,14 @@ class MergeEngine:
         base_model: the model that task vectors are taken from and added to; None for methods that
             need none.
         models: the fine-tuned models; those that a recipe may name.
-        device: where the models are held and the arithmetic is done.
+        device: where the arithmetic is done; for each tensor by its name, where a live model lies
+            over several devices (``devices_of``).
         resident: hold all tensors in memory (for many recipes); else read them as they are needed
             (for one).
+        residency: where they are held then: ``device``, ``host`` or ``auto`` (``plan_residency``).
 
     Raises:
+        InputError: the models do not fit into memory.
         CheckpointError: a model cannot be read, or holds NaN or infinity (with ``resident``; else
             when the tensor's turn comes).
     """
@@ -56,16 +61,25 @@ class MergeEngine:
         base_model: Model | None,
         models: Sequence[Model],
         *,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         resident: bool = True,
+        residency: Wish = "auto",
     ) -> None:
-        self._sources: dict[ModelReference, Source] = {}
+        opened: dict[ModelReference, Checkpoint | MergedModel] = {}
         for model in [*([base_model] if base_model is not None else []), *models]:
-            reference = _reference(model)
-            if reference not in self._sources:
-                self._sources[reference] = _source(model, torch.device(device), resident)
-        if not self._sources:
+            if _reference(model) not in opened:
+                opened[_reference(model)] = _opened(model)
+        if not opened:
             raise ValueError("an engine needs at least one model")
+        stored = [model for model in opened.values() if isinstance(model, Checkpoint)]
+        self._plan = plan_here(residency, stored, device) if resident and stored else None
+        held = None if self._plan is None else self._plan.residency
+        self._sources: dict[ModelReference, Source] = {
+            reference: Stored(model, place_of(device), residency=held)
+            if isinstance(model, Checkpoint)
+            else model
+            for reference, model in opened.items()
+        }
         self._memory = Memory() if resident else None
         # The base, where there is one: integer tensors, and what is no tensor, come from it.
         self._first = next(iter(self._sources.values()))
@@ -73,6 +87,11 @@ class MergeEngine:
             self._first.names,
             self.like.num_layers if self._first.layers is None else len(self._first.layers),
         )
+
+    @property
+    def residency(self) -> ResidencyPlan | None:
+        """Where the stored models are held; None where none is."""
+        return self._plan
 
     @property
     def layout(self) -> Layout:
@@ -178,7 +197,9 @@ class MergeEngine:
             return self._sources[model].tensor(name).clone()
         base = self._sources[spec.base[0]].tensor(spec.base[1]) if spec.base else None
         inputs = [self._sources[part.model].tensor(part.tensor) for part in spec.contributions]
+        # Layers that a recipe moves may come from another device.
         device = (inputs[0] if base is None else base).device
+        inputs = [tensor.to(device) for tensor in inputs]
         if place is not None and not (place.is_contiguous() and place.device == device):
             place = None
         merged = merge(spec, base, inputs, dtype=dtype, out=place, memory=self._memory)
@@ -249,8 +270,5 @@ def _reference(model: Model) -> ModelReference:
         raise CheckpointError([Fault(repr(model), str(problem))]) from problem
 
 
-def _source(model: Model, device: torch.device, resident: bool) -> Source:
-    if isinstance(model, MergedModel):
-        return model
-    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
-    return Stored(checkpoint, device, resident=resident)
+def _opened(model: Model) -> Checkpoint | MergedModel:
+    return model if isinstance(model, Checkpoint | MergedModel) else Checkpoint.open(model)
