@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.arguments import (
+    begun_fingerprints,
     check_device,
     model_or_stages,
     read_recipes,
@@ -118,18 +119,21 @@ def merge(
     Warns:
         EvomergeWarning: mergekit's own command would make another model of the recipe.
     """
-    from evomerge.merging import write_merge
-
-    check_device(device)
     recipes = read_recipes(recipe)
-    tell_beyond_mergekit(recipes)
-    return write_merge(
-        recipes,
-        Path(out),
-        trust_remote_code=trust_remote_code,
-        max_shard_bytes=max_shard_bytes,
-        device=device,
-    )
+    with begun_fingerprints(recipes) as fingerprints:
+        # Only now: the import of torch and the sums of the files go on side by side.
+        from evomerge.merging import write_merge
+
+        check_device(device)
+        tell_beyond_mergekit(recipes)
+        return write_merge(
+            recipes,
+            Path(out),
+            trust_remote_code=trust_remote_code,
+            max_shard_bytes=max_shard_bytes,
+            device=device,
+            fingerprints=fingerprints,
+        )
 
 
 def search(

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from evomerge.checkpoints.files import adapter_file, read_json
 from evomerge.checkpoints.folders import ADAPTER_CONFIG
-from evomerge.checkpoints.weights import Entry, WeightFiles, read_json
+from evomerge.checkpoints.weights import Entry, WeightFiles
 from evomerge.errors import CheckpointError, Fault
 
 _PREFIX = "base_model.model."
@@ -74,7 +75,7 @@ class Adapter:
         self.folder = folder
         self.config = read_json(folder / ADAPTER_CONFIG)
         _check_config(self.config, folder)
-        self.weights = WeightFiles([_weights_file(folder)])
+        self.weights = WeightFiles([adapter_file(folder)])
         self._fan_in_fan_out = bool(self.config.get("fan_in_fan_out"))
         self._loaded = cache(loaded)
         self._targets = self._read_targets(base, shared)
@@ -221,14 +222,6 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
         faults.append(Fault(f"{place}: init_lora_weights", problem))
     if faults:
         raise CheckpointError(faults)
-
-
-def _weights_file(folder: Path) -> Path:
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    problem = "holds no adapter_model.safetensors"
-    raise CheckpointError([Fault(str(folder), problem)])
 
 
 def _meaning(own: str) -> tuple[str, str | None]:

@@ -70,15 +70,18 @@ class AlignedTensors(StoredTensors):
 
     def _parameter(self, assembled: _Assembled) -> torch.Tensor:
         """The whole parameter; the last one is kept, since its parts are asked for in turn."""
-        if self._made is None or self._made[0] != assembled.wanted.parameter:
-            pieces = ((self._own.read(n, keep=False), place) for n, place in assembled.pieces)
-            whole: torch.Tensor | None = None
-            for tensor, place in pieces:
-                whole = tensor.new_empty(assembled.shape) if whole is None else whole
-                place.view(whole).copy_(tensor)
-            assert whole is not None
-            self._made = (assembled.wanted.parameter, whole)
-        return self._made[1]
+        made = self._made
+        if made is not None and made[0] == assembled.wanted.parameter:
+            return made[1]
+        pieces = ((self._own.read(n, keep=False), place) for n, place in assembled.pieces)
+        whole: torch.Tensor | None = None
+        for tensor, place in pieces:
+            whole = tensor.new_empty(assembled.shape) if whole is None else whole
+            place.view(whole).copy_(tensor)
+        assert whole is not None
+        # Several threads may ask: what one has put together, another may not find here any more.
+        self._made = (assembled.wanted.parameter, whole)
+        return whole
 
 
 def align(

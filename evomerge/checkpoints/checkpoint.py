@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 
 from evomerge.checkpoints.aligning import align
 from evomerge.checkpoints.configuration import counted_layers, read_config, text_section
+from evomerge.checkpoints.fingerprints import sha256_of
 from evomerge.checkpoints.folders import ADAPTER_CONFIG, locate
 from evomerge.checkpoints.living import (
     empty_model,
@@ -33,8 +32,6 @@ from evomerge.checkpoints.weights import (
 )
 from evomerge.errors import CheckpointError, Fault
 from evomerge.references import ModelReference
-
-_BLOCK = 1 << 22
 
 
 class Checkpoint:
@@ -112,18 +109,20 @@ class Checkpoint:
         """A tensor's stored type."""
         return self._entry(name).dtype
 
-    def tensor(self, name: str, *, check: bool = False) -> torch.Tensor:
+    def tensor(self, name: str, *, check: bool = False, mapped: bool = False) -> torch.Tensor:
         """A tensor, on the CPU, in its stored type and in memory of its own.
 
         Args:
             name: one of ``names``, or a tied tensor's other name.
             check: refuse NaN and infinity.
+            mapped: where it is stored as it is, give it as a map of its file, which costs no
+                memory and no copy. It is not to be written to, and shows what happens to the file.
 
         Raises:
             CheckpointError: there is no such tensor, or it holds NaN or infinity.
         """
         stored = self._require(name)
-        tensor = self._stored.read(stored)
+        tensor = self._stored.read(stored, keep=not mapped)
         if check:
             self._stored.check_finite(stored, tensor, f"{self.reference}: {stored}")
         return tensor
@@ -192,11 +191,7 @@ class Checkpoint:
         For a model in one file it is that file's own (``sha256sum model.safetensors``).
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for path in self.weight_files:
-                for block in _blocks(path):
-                    digest.update(block)
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = sha256_of(self.weight_files)
         return self._fingerprint
 
     @property
@@ -288,13 +283,3 @@ class Checkpoint:
 
     def _entry(self, name: str) -> Entry:
         return self._stored.entries[self._require(name)]
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                yield block
-    except OSError as problem:
-        fault = Fault(str(path), f"cannot be read: {problem.strerror}")
-        raise CheckpointError([fault]) from problem

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from evomerge.checkpoints.dtypes import name_of
+from evomerge.checkpoints.files import read_json
 from evomerge.checkpoints.folders import ADAPTER_CONFIG, CONFIG
-from evomerge.checkpoints.weights import read_json
 from evomerge.errors import CheckpointError, Fault
 from evomerge.references import ModelReference
 

@@ -98,9 +98,13 @@ class StoredTensors:
         """
         if not tensor.is_floating_point() or tensor.numel() == 0:
             return
-        # The extremes are NaN if any element is, and need no memory of the tensor's size.
-        low, high = torch.aminmax(tensor)
-        if bool(torch.isfinite(low) & torch.isfinite(high)):
+        # The fastest look: a sum with NaN or infinity in it is never finite. One that is not may
+        # have overflowed, so that the extremes decide; neither needs memory of the tensor's size.
+        if tensor.dtype.itemsize == 1:
+            tensor = tensor.to(torch.float32)
+        if bool(tensor.sum().isfinite()) or bool(
+            torch.stack(torch.aminmax(tensor)).isfinite().all()
+        ):
             return
         nans, bad = int(tensor.isnan().sum()), int((~tensor.isfinite()).sum())
         problem = f"{bad} of {tensor.numel()} elements are not finite ({nans} NaN)"

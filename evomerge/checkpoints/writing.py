@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,9 @@ from evomerge.checkpoints.shards import ShardWriter, entry_room, write_synced
 from evomerge.errors import CheckpointError, Fault
 
 _MAX_HEADER = 1 << 20
+
+Text = str | Callable[[], str]
+"""A text, or what gives it when it is written."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def write_model(
     torch_dtype: torch.dtype | None = None,
     num_layers: int | None = None,
     layers: Sequence[int] | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, Text] | None = None,
     max_shard_bytes: int = 5_000_000_000,
     total_bytes: int | None = None,
 ) -> WrittenModel:
@@ -60,14 +63,16 @@ def write_model(
 
     Args:
         out: the folder; it must not exist, or be empty. Its parents are made.
-        tensors: name and tensor, read one at a time and written as they are (any device).
+        tensors: name and tensor, read one at a time and written as they are (any device) while the
+            next one is made: a tensor that was given must keep its values.
         like: the model whose configuration, tokenizer, chat template and generation settings the
             new one has.
         torch_dtype: what the configuration says; None is the type of most elements.
         num_layers: the new number of layers; None is that of ``layers``, else ``like``'s.
         layers: for each new layer the one of ``like`` whose settings it has, for models whose
             layers differ (``layer_types``).
-        files: further texts by name (``README.md``).
+        files: further texts by name (``README.md``), or what gives them once the tensors are
+            written.
         max_shard_bytes: size of one weight file, in bytes; a larger tensor has a file of its own.
         total_bytes: size of all tensors, if known: then a disk that is too small is refused first.
 
@@ -81,33 +86,40 @@ def write_model(
     written_config(like.config, like.torch_dtype, changed, str(like.reference))
     _check_target(target)
     _check_space(target, total_bytes)
-    with _unfinished(target) as partial:
-        written, dtype = _write_weights(partial.path, tensors, like, max_shard_bytes, target)
+
+    def fill(folder: Path) -> tuple[tuple[str, ...], int, int]:
+        written, dtype = _write_weights(folder, tensors, like, max_shard_bytes, target)
         config = written_config(like.config, torch_dtype or dtype, changed, str(like.reference))
         with _plainly(target):
-            _write_small_files(partial.path, like, config, extras)
-            partial.become(target)
-    return WrittenModel(target, *written)
+            _write_small_files(folder, like, config, extras)
+        return written
+
+    return WrittenModel(target, *_whole_or_not(target, fill))
 
 
-@contextmanager
-def _unfinished(target: Path) -> Iterator[PartialFolder]:
-    """A folder to fill; it is removed, with the parents made for it, if that is not finished."""
+def _whole_or_not(
+    target: Path, fill: Callable[[Path], tuple[tuple[str, ...], int, int]]
+) -> tuple[tuple[str, ...], int, int]:
+    """Fill a folder and give it the target's name, or remove it and the parents made for it.
+
+    No context manager: Ctrl-C could come between its making of the folder and its first statement.
+    """
     made = [parent for parent in target.parents if not parent.exists()]
+    partial = PartialFolder.beside(target)
     try:
         with _plainly(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = PartialFolder.beside(target)
-        try:
-            yield partial
-        except BaseException:
-            partial.remove()
-            raise
+            partial.make(target)
+        written = fill(partial.path)
+        with _plainly(target):
+            partial.become(target)
     except BaseException:
+        partial.remove()
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
         raise
+    return written
 
 
 def _write_weights(
@@ -139,10 +151,8 @@ def _write_weights(
 
 
 def _write_small_files(
-    folder: Path, like: Checkpoint, config: Mapping[str, object], extras: Mapping[str, str]
+    folder: Path, like: Checkpoint, config: Mapping[str, object], extras: Mapping[str, Text]
 ) -> None:
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_synced(folder / CONFIG, text.encode())
     for name, source in _companions(like).items():
         if name not in extras:
             copy = folder / name
@@ -151,7 +161,10 @@ def _write_small_files(
     for name, content in extras.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, content.encode())
+        write_synced(path, (content if isinstance(content, str) else content()).encode())
+    # Last of all: without it a folder is no model.
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_synced(folder / CONFIG, text.encode())
     for inner in folder.rglob("*"):
         if inner.is_dir():
             sync_folder(inner)
@@ -174,7 +187,7 @@ def _companions(like: Checkpoint) -> dict[str, Path]:
     return found
 
 
-def _checked_files(files: Mapping[str, str], max_shard_bytes: int) -> dict[str, str]:
+def _checked_files(files: Mapping[str, Text], max_shard_bytes: int) -> dict[str, Text]:
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; at least 1 is needed")
     for name in files:

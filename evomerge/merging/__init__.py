@@ -7,6 +7,8 @@ from evomerge.merging.export import MergeSummary, staged_engine, write_merge
 from evomerge.merging.layout import layout_of, make_layout
 from evomerge.merging.masks import uniform
 from evomerge.merging.methods import merge
+from evomerge.merging.placing import devices_of, needs_of
+from evomerge.merging.residency import Needs, ResidencyPlan, Room, plan_residency
 from evomerge.merging.sources import MergedModel
 from evomerge.merging.stages import StagedEngine
 
@@ -15,10 +17,16 @@ __all__ = [
     "MergeEngine",
     "MergeSummary",
     "MergedModel",
+    "Needs",
+    "ResidencyPlan",
+    "Room",
     "StagedEngine",
+    "devices_of",
     "layout_of",
     "make_layout",
     "merge",
+    "needs_of",
+    "plan_residency",
     "staged_engine",
     "uniform",
     "write_merge",

@@ -6,7 +6,7 @@ so that what was scored and what is exported are the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from copy import copy
 
 import torch
@@ -16,7 +16,9 @@ from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
 from evomerge.merging.layout import layout_of
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge
-from evomerge.merging.sources import MergedModel, Source, Stored
+from evomerge.merging.placing import Device, place_of, plan_here
+from evomerge.merging.residency import ResidencyPlan, Wish
+from evomerge.merging.sources import MergedModel, Source, Stored, read_ahead
 from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
@@ -43,11 +45,14 @@ class MergeEngine:
         base_model: the model that task vectors are taken from and added to; None for methods that
             need none.
         models: the fine-tuned models; those that a recipe may name.
-        device: where the models are held and the arithmetic is done.
+        device: where the arithmetic is done; for each tensor by its name, where a live model lies
+            over several devices (``devices_of``).
         resident: hold all tensors in memory (for many recipes); else read them as they are needed
             (for one).
+        residency: where they are held then: ``device``, ``host`` or ``auto`` (``plan_residency``).
 
     Raises:
+        InputError: the models do not fit into memory.
         CheckpointError: a model cannot be read, or holds NaN or infinity (with ``resident``; else
             when the tensor's turn comes).
     """
@@ -57,17 +62,26 @@ class MergeEngine:
         base_model: Model | None,
         models: Sequence[Model],
         *,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         resident: bool = True,
+        residency: Wish = "auto",
     ) -> None:
-        self._sources: dict[ModelReference, Source] = {}
+        opened: dict[ModelReference, Checkpoint | MergedModel] = {}
         for model in [*([base_model] if base_model is not None else []), *models]:
             reference = _reference(model)
-            if reference not in self._sources:
-                first = next((one.like for one in self._sources.values()), None)
-                self._sources[reference] = _source(model, first, torch.device(device), resident)
-        if not self._sources:
+            if reference not in opened:
+                opened[reference] = _opened(model, next(iter(opened.values()), None))
+        if not opened:
             raise ValueError("an engine needs at least one model")
+        stored = [model for model in opened.values() if isinstance(model, Checkpoint)]
+        self._plan = plan_here(residency, stored, device) if resident and stored else None
+        held = None if self._plan is None else self._plan.residency
+        self._sources: dict[ModelReference, Source] = {
+            reference: Stored(model, place_of(device), residency=held)
+            if isinstance(model, Checkpoint)
+            else model
+            for reference, model in opened.items()
+        }
         self._memory = Memory() if resident else None
         # The base, where there is one: integer tensors, and what is no tensor, come from it.
         self._first = next(iter(self._sources.values()))
@@ -107,6 +121,11 @@ class MergeEngine:
         dtype = self.dtype(recipe)
         specs = {spec.name: spec for spec in self._resolve(recipe)}
         return lambda name: self._merged(specs[name], dtype)
+
+    @property
+    def residency(self) -> ResidencyPlan | None:
+        """Where the stored models are held; None where none is."""
+        return self._plan
 
     @property
     def layout(self) -> Layout:
@@ -164,7 +183,7 @@ class MergeEngine:
             for spec in self._resolve(recipe)
         }
 
-    def tensors(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self, recipe: Recipe) -> Generator[tuple[str, torch.Tensor], None, None]:
         """The merged model, tensor by tensor, each cast once to the recipe's type.
 
         Tensors that are no floating numbers are the base model's.
@@ -173,9 +192,10 @@ class MergeEngine:
             RecipeError: the recipe names a model that is not held, or does not fit the models.
             TrialError: a merged tensor holds NaN or infinity.
         """
-        dtype = self.dtype(recipe)
-        for spec in self._resolve(recipe):
-            yield spec.name, self._merged(spec, dtype)
+        dtype, specs = self.dtype(recipe), self._resolve(recipe)
+        with read_ahead(self._sources, specs):
+            for spec in specs:
+                yield spec.name, self._merged(spec, dtype)
 
     def merge_into(self, model: torch.nn.Module, recipe: Recipe) -> None:
         """Write a recipe's tensors into a live model, in place.
@@ -195,6 +215,10 @@ class MergeEngine:
         live = LiveTensors(model)
         specs, dtype = self._resolve(recipe), self.dtype(recipe)
         live.check({spec.name: self._shape(spec) for spec in specs}, dtype, recipe.place)
+        with read_ahead(self._sources, specs):
+            self._write(live, specs, dtype)
+
+    def _write(self, live: LiveTensors, specs: Sequence[TensorMerge], dtype: torch.dtype) -> None:
         for spec in specs:
             live.write(spec.name, self._merged(spec, dtype, live.place(spec.name)))
 
@@ -207,7 +231,9 @@ class MergeEngine:
             return self._sources[model].tensor(name).clone()
         base = self._sources[spec.base[0]].tensor(spec.base[1]) if spec.base else None
         inputs = [self._sources[part.model].tensor(part.tensor) for part in spec.contributions]
+        # Layers that a recipe moves may come from another device.
         device = (inputs[0] if base is None else base).device
+        inputs = [tensor.to(device) for tensor in inputs]
         if place is not None and not (place.is_contiguous() and place.device == device):
             place = None
         merged = merge(spec, base, inputs, dtype=dtype, out=place, memory=self._memory)
@@ -284,11 +310,11 @@ def _reference(model: Model) -> ModelReference:
         raise CheckpointError([Fault(repr(model), str(problem))]) from problem
 
 
-def _source(model: Model, first: Checkpoint | None, device: torch.device, resident: bool) -> Source:
+def _opened(model: Model, first: Checkpoint | MergedModel | None) -> Checkpoint | MergedModel:
     if isinstance(model, MergedModel):
         return model
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
-    if first is not None:
-        # Another version of transformers may have stored it under other names.
-        checkpoint = checkpoint.aligned(first)
-    return Stored(checkpoint, device, resident=resident)
+    if first is None:
+        return checkpoint
+    # Another version of transformers may have stored it under other names.
+    return checkpoint.aligned(first.like if isinstance(first, MergedModel) else first)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from evomerge.checkpoints import Checkpoint, compare, write_model
+from evomerge.checkpoints import Checkpoint, Fingerprints, compare, write_model
 from evomerge.errors import CheckpointError, Fault, RecipeError
 from evomerge.merging.card import model_card
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.sources import MergedModel
 from evomerge.recipe import Recipe, write_recipes
 from evomerge.references import ModelReference
+
+Text = str | Callable[[], str]
 
 RECIPE_FILE = "mergekit_config.yml"
 """The recipe beside the model, where mergekit puts it too."""
@@ -46,6 +49,7 @@ def write_merge(
     trust_remote_code: bool = False,
     max_shard_bytes: int = 5_000_000_000,
     device: torch.device | str = "cpu",
+    fingerprints: Fingerprints | None = None,
 ) -> MergeSummary:
     """Merge and write the model; the results of earlier stages stay in memory.
 
@@ -55,6 +59,7 @@ def write_merge(
         trust_remote_code: whether models may bring their own code.
         max_shard_bytes: size of a weight file at most.
         device: where the arithmetic is done.
+        fingerprints: sums of the models' files that were begun before; what is missing is begun.
 
     Raises:
         RecipeError: a recipe does not fit its models, or asks for what cannot be done.
@@ -62,20 +67,46 @@ def write_merge(
         TrialError: a merged tensor holds NaN or infinity.
     """
     _refuse_taken(Path(out))
+    if fingerprints is None:
+        fingerprints = Fingerprints()
+    with fingerprints:
+        return _write_merge(
+            recipes,
+            out,
+            fingerprints,
+            trust_remote_code=trust_remote_code,
+            max_shard_bytes=max_shard_bytes,
+            device=device,
+        )
+
+
+def _write_merge(
+    recipes: Sequence[Recipe],
+    out: Path | str,
+    fingerprints: Fingerprints,
+    *,
+    trust_remote_code: bool,
+    max_shard_bytes: int,
+    device: torch.device | str,
+) -> MergeSummary:
     opened: dict[ModelReference, Checkpoint] = {}
     engine = staged_engine(recipes, opened, trust_remote_code=trust_remote_code, device=device)
+    for checkpoint in opened.values():
+        fingerprints.begin(checkpoint.weight_files)
     last = recipes[-1]
     outline = engine.outline(last)
-    written = write_model(
-        out,
-        engine.tensors(last),
-        like=_tokenizer_of(last, engine, opened),
-        torch_dtype=engine.dtype(last),
-        layers=engine.layers(last),
-        files=_files(recipes, opened),
-        max_shard_bytes=max_shard_bytes,
-        total_bytes=sum(tensor.numel() * tensor.element_size() for tensor in outline.values()),
-    )
+    # Closed at once when the writing fails, and with it what reads ahead.
+    with closing(engine.tensors(last)) as tensors:
+        written = write_model(
+            out,
+            tensors,
+            like=_tokenizer_of(last, engine, opened),
+            torch_dtype=engine.dtype(last),
+            layers=engine.layers(last),
+            files=_files(recipes, opened, fingerprints),
+            max_shard_bytes=max_shard_bytes,
+            total_bytes=sum(tensor.numel() * tensor.element_size() for tensor in outline.values()),
+        )
     return MergeSummary(
         folder=Path(out),
         tensors=len(outline),
@@ -231,10 +262,15 @@ def _tokenizer_of(
 
 
 def _files(
-    recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]
-) -> dict[str, str]:
+    recipes: Sequence[Recipe],
+    opened: Mapping[ModelReference, Checkpoint],
+    fingerprints: Fingerprints,
+) -> dict[str, Text]:
     text = write_recipes(recipes)
-    files = {RECIPE_FILE: text, "README.md": model_card(text, recipes, opened)}
+    files: dict[str, Text] = {
+        RECIPE_FILE: text,
+        "README.md": lambda: model_card(text, recipes, opened, fingerprints),
+    }
     template = recipes[-1].chat_template
     if template is not None and template != "auto":
         files["chat_template.jinja"] = template

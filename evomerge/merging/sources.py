@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from evomerge.checkpoints import Checkpoint
+from evomerge.errors import CheckpointError, Fault
+from evomerge.merging.ahead import ReadAhead
+from evomerge.merging.residency import Residency
+from evomerge.merging.streaming import Sender, Sent
+from evomerge.recipe import TensorMerge
 from evomerge.references import ModelReference
+
+Wanted = tuple[ModelReference, str]
+"""A model's tensor."""
+
+_ROOM = 1 << 28
+"""Bytes that may be read and not asked for yet, or the inputs of one merge if they are more."""
 
 
 class Source(Protocol):
@@ -109,24 +122,34 @@ class MergedModel:
         return self.tensors[name]
 
 
+Place = Callable[[str], torch.device]
+"""Where a tensor is computed with, by its name."""
+
+
 class Stored:
-    """A stored model, its tensors checked for NaN and infinity as they are read.
+    """A stored model, its tensors checked for NaN and infinity before they are first given.
 
     Args:
         checkpoint: the model.
-        device: where its tensors go.
-        resident: keep every tensor once read (a search), or read it each time (one merge).
+        place: where its tensors go, by their names.
+        residency: None reads each tensor when it is asked for (one merge). ``device`` keeps all of
+            them where they go; ``host`` keeps them as maps of their files, which all processes of
+            a machine share, and sends them to where they go each time.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device | str, *, resident: bool
+        self, checkpoint: Checkpoint, place: Place, *, residency: Residency | None
     ) -> None:
         self.like = checkpoint
         self.layers = None
-        self._device = device
-        self._kept: dict[str, torch.Tensor] | None = None
-        if resident:
-            self._kept = {name: self._read(name) for name in checkpoint.names}
+        self._place = place
+        self._residency = residency
+        self._sender = Sender()
+        self._ahead: ReadAhead[Wanted, Sent] | None = None
+        self._kept: dict[str, torch.Tensor] = {}
+        self._state = _state(checkpoint)
+        for name in checkpoint.names if residency else ():
+            self._keep(name)
 
     @property
     def reference(self) -> ModelReference:
@@ -154,12 +177,98 @@ class Stored:
         return self.like.dtype(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        if self._kept is None:
-            return self._read(name)
-        if name not in self._kept:
-            # A tied tensor's other name.
-            self._kept[name] = self._read(name)
+        if self._ahead is not None:
+            return self._ahead.take((self.reference, name)).arrived()
+        return self.send(name).arrived()
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with files that are not what they were: mapped tensors changed with them.
+
+        Raises:
+            CheckpointError: names the model.
+        """
+        if self._residency == "host" and _state(self.like) != self._state:
+            problem = "its files have changed while they are in use; put them back and begin again"
+            raise CheckpointError([Fault(str(self.reference), problem)])
+
+    def follow(self, ahead: ReadAhead[Wanted, Sent] | None) -> bool:
+        """Take tensors from what is read ahead (None: no longer).
+
+        Returns:
+            Whether it does: not where all is at its place anyway, or where it follows another.
+        """
+        if self._at_place or (ahead is not None and self._ahead is not None):
+            return False
+        self._ahead = ahead
+        return True
+
+    def size(self, name: str) -> int:
+        """A tensor's bytes."""
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
+    def send(self, name: str) -> Sent:
+        """A tensor on its way to its place."""
+        if self._residency is None:
+            tensor = self.like.tensor(name, check=True, mapped=True)
+        else:
+            # A tied tensor's other name comes here first when it is asked for.
+            tensor = self._kept[name] if name in self._kept else self._keep(name)
+        place = self._place(name)
+        return Sent(tensor) if tensor.device == place else self._sender.send(tensor, place)
+
+    def _keep(self, name: str) -> torch.Tensor:
+        mapped = self._residency == "host"
+        tensor = self.like.tensor(name, check=True, mapped=mapped)
+        self._kept[name] = tensor if mapped else tensor.to(self._place(name))
         return self._kept[name]
 
-    def _read(self, name: str) -> torch.Tensor:
-        return self.like.tensor(name, check=True).to(self._device)
+    @property
+    def _at_place(self) -> bool:
+        if self._residency == "device":
+            return True
+        return self._residency == "host" and all(
+            self._place(name).type == "cpu" for name in self.names
+        )
+
+
+def _state(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
+    stats = [path.stat() for path in checkpoint.weight_files]
+    return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in stats]
+
+
+@contextmanager
+def read_ahead(
+    sources: Mapping[ModelReference, Source], specs: Sequence[TensorMerge]
+) -> Iterator[None]:
+    """Have the stored models' tensors read before merges ask for them, in the same order.
+
+    Raises:
+        CheckpointError: the files of a model that is mapped have changed.
+    """
+    stored = {model: one for model, one in sources.items() if isinstance(one, Stored)}
+    for one in stored.values():
+        one.check_unchanged()
+    wanted = [key for spec in specs for key in _inputs(spec) if key[0] in stored]
+    ahead = ReadAhead(
+        wanted,
+        lambda key: stored[key[0]].send(key[1]),
+        lambda key: stored[key[0]].size(key[1]),
+        _room_for(specs, stored),
+    )
+    following = [one for one in stored.values() if one.follow(ahead)]
+    try:
+        with ahead if following else nullcontext():
+            yield
+    finally:
+        for one in following:
+            one.follow(None)
+
+
+def _room_for(specs: Sequence[TensorMerge], stored: Mapping[ModelReference, Stored]) -> int:
+    rounds = (sum(stored[m].size(n) for m, n in _inputs(s) if m in stored) for s in specs)
+    return max(_ROOM, max(rounds, default=0))
+
+
+def _inputs(spec: TensorMerge) -> list[Wanted]:
+    inputs = [(part.model, part.tensor) for part in spec.contributions]
+    return [*([spec.base] if spec.base else []), *inputs]
