@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from evomerge.merging import MergeEngine, merge, uniform
-from evomerge.merging.masks import Stream, threshold
+from evomerge.merging.masks import drawn_density
 from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
 from tests.merging.worlds import Family, recipe_of, same_bits, stored
@@ -26,18 +26,22 @@ BLOCK = 2**32
 
 
 def plain(seed: int, label: str, tensor: str, index: int) -> int:
-    """One element's 24 bits, with Python's integers."""
+    """One element's 32 bits, with Python's integers."""
     block, counter = divmod(index, BLOCK)
-    text = json.dumps([seed, label, tensor, block]).encode()
-    digest = hashlib.blake2b(text, digest_size=8, person=b"evomerge-mask").digest()
-    first, second = (int.from_bytes(part, "little") for part in (digest[:4], digest[4:]))
+
+    def keys(*words: str | int) -> list[int]:
+        text = json.dumps([*words, block]).encode()
+        digest = hashlib.blake2b(text, digest_size=8, person=b"evomerge-mask").digest()
+        return [int.from_bytes(part, "little") for part in (digest[:4], digest[4:])]
+
+    first, second = keys("tensor", seed, tensor)
+    key, multiplier = keys("model", seed, label, tensor)
     x = (counter * 0x9E3779B1 + first) % BLOCK
     x ^= x >> 16
     x = x * 0x7FEB352D % BLOCK ^ second
     x ^= x >> 15
-    x = x * 0x846CA68B % BLOCK
-    x ^= x >> 16
-    return x >> 8
+    # The drawn integer is signed; as a number in [0, 1) it is counted from the lowest.
+    return ((x ^ key) * (multiplier | 1) + BLOCK // 2) % BLOCK
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,12 +56,9 @@ def plain(seed: int, label: str, tensor: str, index: int) -> int:
     ),
 )
 def test_every_element_is_its_hash(seed: int, label: str, start: int) -> None:
-    found = Stream(seed, label, "t").bits(11, start=start)
-    assert found.dtype == torch.int32
-    assert found.tolist() == [plain(seed, label, "t", start + i) for i in range(11)]
-    floats = uniform(seed, label, "t", 11, start=start)
-    assert floats.dtype == torch.float32
-    assert torch.equal((floats * 2**24).to(torch.int32), found)
+    found = uniform(seed, label, "t", 11, start=start)
+    assert found.dtype == torch.float64
+    assert (found * 2**32).tolist() == [plain(seed, label, "t", start + i) for i in range(11)]
 
 
 @pytest.mark.parametrize("border", [2**14, 2**18, 2**19])
@@ -66,7 +67,7 @@ def test_long_and_short_runs_agree_across_borders(border: int) -> None:
     assert torch.equal(uniform(3, "code", "w", 50, start=border), whole[border:])
     assert torch.equal(uniform(3, "code", "w", border + 1), whole[: border + 1])
     assert torch.equal(uniform(3, "code", "w", 100, start=border - 50), whole[border - 50 :])
-    assert round(float(whole[border]) * 2**24) == plain(3, "code", "w", border)
+    assert round(float(whole[border]) * 2**32) == plain(3, "code", "w", border)
 
 
 def test_no_elements_are_no_numbers() -> None:
@@ -102,7 +103,9 @@ def test_numbers_are_uniform_over_many_seeds() -> None:
 
 
 def test_a_numbers_low_digits_are_uniform_too() -> None:
-    low = torch.cat([Stream(seed, "code", "w").bits(4096) % 64 for seed in range(100)])
+    low = torch.cat(
+        [(uniform(seed, "code", "w", 4096) * 2**24).to(torch.int64) % 64 for seed in range(100)]
+    )
     assert abs(chi_square(low / 64, 64)) < 4
 
 
@@ -167,10 +170,15 @@ def test_one_elements_numbers_are_independent_over_many_seeds(pair: str) -> None
     assert abs(chi_square(together / 64 + 1e-4, 64)) < 4.5
 
 
-@given(share=st.floats(0, 1, exclude_min=True))
-def test_a_threshold_is_the_first_number_not_below_the_share(share: float) -> None:
-    limit = threshold(share)
-    assert (limit - 1) * 2.0**-24 < share <= limit * 2.0**-24
+@given(densities=st.tuples(st.floats(1e-9, 1), st.floats(1e-9, 1)))
+def test_masks_are_drawn_at_the_density_to_eleven_bits(densities: tuple[float, float]) -> None:
+    low, high = sorted(densities)
+    drawn = drawn_density(low)
+    assert 2.0**-24 <= drawn <= drawn_density(high) <= 1
+    assert abs(drawn - low) <= max(low * 2.0**-11, 2.0**-24)
+    assert drawn == drawn_density(drawn)
+    assert drawn_density(0.5) == 0.5
+    assert drawn_density(1.0) == 1
 
 
 def kept(method: str, density: float, epsilon: float, delta: torch.Tensor) -> torch.Tensor:
