@@ -23,7 +23,8 @@ from evomerge.checkpoints.living import (
 from evomerge.checkpoints.placing import Placements, Shapes, check_loaded, placements
 from evomerge.checkpoints.stored import StoredTensors
 from evomerge.checkpoints.structure import Structure, find_structure, structure_by_names
-from evomerge.checkpoints.tying import input_embedding
+from evomerge.checkpoints.tokens import TokenTable
+from evomerge.checkpoints.tying import input_embedding, token_tensors
 from evomerge.checkpoints.vocabulary import Vocabulary, read_vocabulary, vocabulary_file
 from evomerge.checkpoints.weights import (
     Entry,
@@ -173,6 +174,11 @@ class Checkpoint:
         return int(text_section(self.config).get("vocab_size", 0))
 
     @property
+    def token_tensors(self) -> tuple[str, ...]:
+        """The tensors with a row (or an entry) per token: embeddings, output head, its bias."""
+        return token_tensors(self._stored.entries)
+
+    @property
     def nbytes(self) -> int:
         """Size of the stored tensors in bytes."""
         return sum(entry.nbytes for entry in self._stored.entries.values())
@@ -206,6 +212,17 @@ class Checkpoint:
     def vocabulary(self) -> Vocabulary | None:
         """Tokens and their numbers; None where the tokenizer's files do not tell in plain text."""
         return read_vocabulary(self.tokenizer_folder)
+
+    @cached_property
+    def token_table(self) -> TokenTable | None:
+        """Tokens and their numbers as transformers has them; None where there is no tokenizer.
+
+        Raises:
+            CheckpointError: the tokenizer cannot be loaded.
+        """
+        if vocabulary_file(self.tokenizer_folder) is None:
+            return None
+        return TokenTable.of(self.tokenizer())
 
     def tokenizer(self) -> Any:
         """transformers' tokenizer.

@@ -76,6 +76,7 @@ def written_config(
     torch_dtype: torch.dtype,
     layers: Sequence[int] | int | None,
     place: str,
+    values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The configuration of a model that is made from one with another.
 
@@ -85,6 +86,7 @@ def written_config(
         layers: the number of layers, or for each of them the layer whose settings it takes; None
             leaves them as they are.
         place: names the model in messages.
+        values: further keys of the (text) model, such as ``vocab_size``.
 
     Raises:
         CheckpointError: layers have settings of their own, and it is not known which go where.
@@ -94,7 +96,18 @@ def written_config(
     if layers is not None:
         # text_section gives a part of `result` itself.
         _set_layers(text_section(result), layers, place)
+    _set_values(result, values or {})
     return result
+
+
+def _set_values(config: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Wherever a key stands, else with the text model."""
+    section: Any = text_section(config)
+    for key, value in values.items():
+        if key in config:
+            config[key] = value
+        if key in section or key not in config:
+            section[key] = value
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.engine import MergeEngine
 from evomerge.merging.export import MergeSummary, staged_engine, write_merge
 from evomerge.merging.layout import layout_of, make_layout
 from evomerge.merging.masks import uniform
@@ -11,6 +12,7 @@ from evomerge.merging.placing import devices_of, needs_of
 from evomerge.merging.residency import Needs, ResidencyPlan, Room, plan_residency
 from evomerge.merging.sources import MergedModel
 from evomerge.merging.stages import StagedEngine
+from evomerge.merging.vocabularies import Target
 
 __all__ = [
     "DTYPES",
@@ -21,6 +23,7 @@ __all__ = [
     "ResidencyPlan",
     "Room",
     "StagedEngine",
+    "Target",
     "devices_of",
     "layout_of",
     "make_layout",

@@ -13,31 +13,27 @@ from copy import copy
 import torch
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
+from evomerge.errors import Fault, RecipeError, TrialError
+from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.holding import Model, hold, open_models
+from evomerge.merging.inputs import check_inputs
 from evomerge.merging.layout import layout_of
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge_bounded
-from evomerge.merging.placing import Device, place_of, plan_here
+from evomerge.merging.placing import Device
+from evomerge.merging.planning import Presentation, spare_models
 from evomerge.merging.programs import Programs
 from evomerge.merging.residency import ResidencyPlan, Wish
-from evomerge.merging.sources import MergedModel, Source, Stored, read_ahead
+from evomerge.merging.sources import Source, read_ahead
 from evomerge.merging.taskvectors import Memory
 from evomerge.merging.trimming import measure
+from evomerge.merging.vocabularies import Target
 from evomerge.merging.whole import Whole
 from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
 
 _CANDIDATES = 20  # that an engine of resident models is expected to merge at least
 _ROOM = 64 << 20  # bytes that may be kept about models beyond their own size
-
-Model = ModelReference | str | Checkpoint | MergedModel
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""The types that a recipe can name."""
 
 
 class MergeEngine:
@@ -58,11 +54,15 @@ class MergeEngine:
         resident: hold all tensors in memory (for many recipes); else read them as they are needed
             (for one).
         residency: where they are held then: ``device``, ``host`` or ``auto`` (``plan_residency``).
+        vocabulary_of: a recipe whose vocabulary the merged models have (``tokenizer_source``); all
+            others must ask for the same one. None is for recipes that do not say.
 
     Raises:
         InputError: the models do not fit into memory.
         CheckpointError: a model cannot be read, or holds NaN or infinity (with ``resident``; else
-            when the tensor's turn comes).
+            when the tensor's turn comes), or models number their tokens otherwise.
+        RecipeError: ``vocabulary_of`` names models that are not held, or asks for tokens that
+            cannot be had.
     """
 
     def __init__(
@@ -73,55 +73,62 @@ class MergeEngine:
         device: Device = "cpu",
         resident: bool = True,
         residency: Wish = "auto",
+        vocabulary_of: Recipe | None = None,
     ) -> None:
-        opened: dict[ModelReference, Checkpoint | MergedModel] = {}
-        for model in [*([base_model] if base_model is not None else []), *models]:
-            reference = _reference(model)
-            if reference not in opened:
-                opened[reference] = _opened(model, next(iter(opened.values()), None))
-        if not opened:
-            raise ValueError("an engine needs at least one model")
-        stored = [model for model in opened.values() if isinstance(model, Checkpoint)]
-        self._plan = plan_here(residency, stored, device) if resident and stored else None
-        where = None if self._plan is None else self._plan.residency
-        self._sources: dict[ModelReference, Source] = {
-            reference: Stored(model, place_of(device), residency=where)
-            if isinstance(model, Checkpoint)
-            else model
-            for reference, model in opened.items()
-        }
+        opened = open_models([*([base_model] if base_model is not None else []), *models])
+        held, self._plan = hold(
+            opened, device, residency if resident else None, spare_models(vocabulary_of)
+        )
+        self._presentation = Presentation(held, vocabulary_of, resident=resident)
+        self._sources = self._presentation.sources
         self._resident = resident
-        held = sum(source.nbytes for source in self._sources.values())
-        self._memory = Memory(held + _ROOM) if resident else None
+        self._memory = self._new_memory() if resident else None
         self._programs: dict[torch.device, Programs] = {}
         # The base, where there is one: integer tensors, and what is no tensor, come from it.
         self._first = next(iter(self._sources.values()))
         self._layout = _layout(self._first)
 
     def sharing(
-        self, models: Sequence[ModelReference], results: Mapping[ModelReference, Source]
+        self,
+        recipe: Recipe,
+        results: Mapping[ModelReference, Source],
+        target: Target | None = None,
     ) -> MergeEngine:
         """An engine of models that this one holds, which stay where they are, and of others.
 
         It remembers nothing of merges that the others have part in: they may change.
 
         Args:
-            models: which, in the order that a new engine would have them in.
+            recipe: names which, in the order that a new engine would have them in, and says the
+                vocabulary.
             results: the others, such as the results of a recipe's earlier stages.
+            target: the recipe's vocabulary, if it is known already.
 
         Raises:
             RecipeError: a model is among neither.
         """
-        strangers = [one for one in models if one not in results and one not in self._sources]
+        models, plain = recipe.models_named, self._presentation.plain
+        strangers = [one for one in models if one not in results and one not in plain]
         if strangers:
             raise RecipeError(Fault(str(one), "is not among the models held") for one in strangers)
         other = copy(self)
-        other._sources = {one: results.get(one) or self._sources[one] for one in models}
-        if any(one in results for one in models):
-            other._memory = None
+        passing = any(one in results for one in models)
+        sources = {one: results.get(one) or plain[one] for one in models}
+        keep = self._memory is not None and not passing
+        other._presentation = Presentation(sources, recipe, resident=keep, target=target)
+        other._sources = other._presentation.sources
+        other._memory = other._new_memory() if keep else None
         other._first = next(iter(other._sources.values()))
         other._layout = _layout(other._first)
         return other
+
+    def _new_memory(self) -> Memory:
+        held = sum(source.nbytes for source in self._sources.values())
+        return Memory(held + _ROOM)
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Whether the models are presented in the vocabulary that a recipe of them asks for."""
+        return self._presentation.fits(recipe)
 
     def reader(self, recipe: Recipe) -> Callable[[str], torch.Tensor]:
         """A function that merges one tensor of a recipe, by its name: :meth:`tensors` bit for bit.
@@ -148,6 +155,26 @@ class MergeEngine:
     def like(self) -> Checkpoint:
         """The stored model that merged ones have configuration and tokenizer of."""
         return self._first.like
+
+    @property
+    def target(self) -> Target:
+        """The merged models' vocabulary, and what it takes to present the models in it."""
+        return self._presentation.target
+
+    def load_model(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> torch.nn.Module:
+        """A live model to merge into: ``like``, as tall as the merged models' vocabulary.
+
+        Args:
+            dtype: of its parameters; None is the checkpoint's.
+            device: where they lie.
+
+        Raises:
+            CheckpointError: transformers cannot build it.
+        """
+        live = self.like.load_model(dtype=dtype, device=device)
+        return self.target.vocabulary.fitted(live, self.like)
 
     @property
     def nbytes(self) -> int:
@@ -315,61 +342,13 @@ class MergeEngine:
         return dtype if stored.is_floating_point else stored
 
     def _resolve(self, recipe: Recipe) -> tuple[TensorMerge, ...]:
-        strangers = [model for model in recipe.models_named if model not in self._sources]
-        if strangers:
-            held = ", ".join(str(reference) for reference in self._sources)
-            raise RecipeError(
-                Fault(recipe.place, f"{model} is not among the models held: {held}")
-                for model in strangers
-            )
+        self._presentation.check(recipe)
         specs = resolve(recipe, self._layout)
-        self._check_names(specs, recipe)
+        check_inputs(specs, self._sources, recipe.place)
         return specs
-
-    def _check_names(self, specs: Sequence[TensorMerge], recipe: Recipe) -> None:
-        """Refuse tensors that a model lacks or has in another shape or kind, all at once."""
-        faults = []
-        for spec in specs:
-            place = f"{recipe.place}: {spec.name}"
-            shapes, kinds = {}, {}
-            wanted = [spec.base] if spec.base else []
-            for model, name in [*wanted, *((p.model, p.tensor) for p in spec.contributions)]:
-                source = self._sources[model]
-                if name not in source:
-                    faults.append(Fault(place, f"{model} has no {name}"))
-                    continue
-                shapes[str(model)] = source.shape(name)
-                kinds[str(model)] = source.dtype(name)
-            if len(set(shapes.values())) > 1:
-                listed = ", ".join(f"{model} {list(shape)}" for model, shape in shapes.items())
-                faults.append(Fault(place, f"shapes differ: {listed}"))
-            if len({kind.is_floating_point for kind in kinds.values()}) > 1:
-                listed = ", ".join(f"{model} {kind}" for model, kind in kinds.items())
-                faults.append(Fault(place, f"floating in some models only: {listed}"))
-        if faults:
-            raise RecipeError(faults)
 
 
 def _layout(source: Source) -> Layout:
     return layout_of(
         source.like, source.names, None if source.layers is None else len(source.layers)
     )
-
-
-def _reference(model: Model) -> ModelReference:
-    if isinstance(model, Checkpoint | MergedModel):
-        return model.reference
-    try:
-        return ModelReference.parse(model)
-    except ValueError as problem:
-        raise CheckpointError([Fault(repr(model), str(problem))]) from problem
-
-
-def _opened(model: Model, first: Checkpoint | MergedModel | None) -> Checkpoint | MergedModel:
-    if isinstance(model, MergedModel):
-        return model
-    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
-    if first is None:
-        return checkpoint
-    # Another version of transformers may have stored it under other names.
-    return checkpoint.aligned(first.like if isinstance(first, MergedModel) else first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from evomerge.checkpoints import Checkpoint, Structure, structure_by_names
+from evomerge.checkpoints import Checkpoint, Structure, is_head, structure_by_names
 from evomerge.recipe import Layout
 
 
@@ -39,5 +39,6 @@ def _layout(names: Iterable[str], num_layers: int, structure: Structure) -> Layo
         # Stored beyond the last layer: heads that predict further tokens.
         tensors[name] = layer if layer is not None and layer < num_layers else None
     outside = {name for name, layer in tensors.items() if layer is None}
-    beyond = {name for name in outside if structure.layer(name) is not None}
+    # Also a head that the stored model does not have as a tensor of its own.
+    beyond = {name for name in outside if structure.layer(name) is not None or is_head(name)}
     return Layout(tensors, frozenset((structure.last & outside) | beyond), num_layers)

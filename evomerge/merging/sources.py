@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints import Checkpoint, MergedVocabulary
 from evomerge.errors import CheckpointError, Fault
 from evomerge.merging.ahead import ReadAhead
 from evomerge.merging.residency import Residency
@@ -45,6 +45,11 @@ class Source(Protocol):
         ...
 
     @property
+    def vocabulary(self) -> MergedVocabulary | None:
+        """Its tokens, where they are not those of ``like``."""
+        ...
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Its tensors."""
         ...
@@ -72,7 +77,15 @@ class Source(Protocol):
         ...
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor; not to be written to."""
+        """A tensor, where it is computed with; not to be written to."""
+        ...
+
+    def held(self, name: str) -> torch.Tensor:
+        """A tensor, where it is held; not to be written to."""
+        ...
+
+    def origin(self, name: str) -> tuple[Stored, str] | None:
+        """The stored model and tensor that a tensor's values are the first of; None: it is made."""
         ...
 
 
@@ -86,12 +99,14 @@ class MergedModel:
         tensors: name → tensor.
         layers: for each of its layers the one of ``like`` that it is made like, where layers were
             stacked; None: the same ones.
+        vocabulary: its tokens, where they are not those of ``like``.
     """
 
     reference: ModelReference
     like: Checkpoint
     tensors: Mapping[str, torch.Tensor]
     layers: tuple[int, ...] | None = None
+    vocabulary: MergedVocabulary | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,6 +136,12 @@ class MergedModel:
     def tensor(self, name: str) -> torch.Tensor:
         return self.tensors[name]
 
+    def held(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    def origin(self, name: str) -> None:
+        return None
+
 
 Place = Callable[[str], torch.device]
 """Where a tensor is computed with, by its name."""
@@ -142,6 +163,7 @@ class Stored:
     ) -> None:
         self.like = checkpoint
         self.layers = None
+        self.vocabulary = None
         self._place = place
         self._residency = residency
         self._sender = Sender()
@@ -202,17 +224,39 @@ class Stored:
         self._ahead = ahead
         return True
 
+    @property
+    def residency(self) -> Residency | None:
+        """Where its tensors are held; None where they are not."""
+        return self._residency
+
     def size(self, name: str) -> int:
         """A tensor's bytes."""
         return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
     def send(self, name: str) -> Sent:
         """A tensor on its way to its place."""
+        return self._sent(self.held(name), name)
+
+    def bring(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """Another tensor where one of this name is computed with."""
+        return self._sent(tensor, name).arrived()
+
+    def held(self, name: str) -> torch.Tensor:
+        """A tensor, where it is held; from its file, where none is."""
         if self._residency is None:
-            tensor = self.like.tensor(name, check=True, mapped=True)
-        else:
-            # A tied tensor's other name comes here first when it is asked for.
-            tensor = self._kept[name] if name in self._kept else self._keep(name)
+            return self.like.tensor(name, check=True, mapped=True)
+        # A tied tensor's other name comes here first when it is asked for.
+        return self._kept[name] if name in self._kept else self._keep(name)
+
+    def origin(self, name: str) -> tuple[Stored, str]:
+        return self, name
+
+    def release(self, names: Iterable[str]) -> None:
+        """Keep these no longer; each is read again should it be asked for."""
+        for name in names:
+            self._kept.pop(name, None)
+
+    def _sent(self, tensor: torch.Tensor, name: str) -> Sent:
         place = self._place(name)
         return Sent(tensor) if tensor.device == place else self._sender.send(tensor, place)
 
@@ -245,15 +289,20 @@ def read_ahead(
     Raises:
         CheckpointError: the files of a model that is mapped have changed.
     """
-    stored = {model: one for model, one in sources.items() if isinstance(one, Stored)}
+    origins = {}
+    for key in dict.fromkeys(key for spec in specs for key in _inputs(spec)):
+        origin = sources[key[0]].origin(key[1])
+        if origin is not None:
+            origins[key] = origin[0], (origin[0].reference, origin[1])
+    stored = {one.reference: one for one, _ in origins.values()}
     for one in stored.values():
         one.check_unchanged()
-    wanted = [key for spec in specs for key in _inputs(spec) if key[0] in stored]
+    rounds = [[origins[key][1] for key in _inputs(spec) if key in origins] for spec in specs]
     ahead = ReadAhead(
-        wanted,
+        [key for one in rounds for key in one],
         lambda key: stored[key[0]].send(key[1]),
         lambda key: stored[key[0]].size(key[1]),
-        _room_for(specs, stored),
+        max(_ROOM, *(sum(stored[model].size(name) for model, name in one) for one in rounds)),
     )
     following = [one for one in stored.values() if one.follow(ahead)]
     try:
@@ -262,11 +311,6 @@ def read_ahead(
     finally:
         for one in following:
             one.follow(None)
-
-
-def _room_for(specs: Sequence[TensorMerge], stored: Mapping[ModelReference, Stored]) -> int:
-    rounds = (sum(stored[m].size(n) for m, n in _inputs(s) if m in stored) for s in specs)
-    return max(_ROOM, max(rounds, default=0))
 
 
 def _inputs(spec: TensorMerge) -> list[Wanted]:
