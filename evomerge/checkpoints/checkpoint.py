@@ -120,6 +120,17 @@ class Checkpoint:
             self._check_finite(stored, tensor)
         return tensor
 
+    def share(self) -> None:
+        """Have ``mapped`` tensors cost one copy for all processes of a machine, adapters' too.
+
+        What an adapter changes is computed by the first process, into a scratch file among the
+        temporary files that the last one removes.
+
+        Raises:
+            CheckpointError: there is no room for it.
+        """
+        self._stored.share()
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """The floating type of most stored elements, whatever the configuration says."""
@@ -157,7 +168,7 @@ class Checkpoint:
         own, adapter = self._stored.weights.files, self._stored.adapter
         if adapter is None:
             return own
-        return (*own, *adapter.weights.files, adapter.folder / ADAPTER_CONFIG)
+        return (*own, *adapter.files)
 
     def fingerprint(self) -> str:
         """SHA-256 of the bytes of ``weight_files``, one after the other; computed once.

@@ -22,7 +22,8 @@ from evomerge.evaluation import (
     build_items,
     context_length,
 )
-from evomerge.merging import DTYPES, MergeEngine, staged_engine
+from evomerge.merging import DTYPES, MergeEngine, devices_of, staged_engine
+from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe
 from evomerge.references import ModelReference
 from evomerge.search.pool import Job, Outcome
@@ -47,8 +48,9 @@ class EvaluatorPlan:
         setting: how questions are put.
         holdout_items: how many held-out items per task; None for all that there are.
         device: ``cpu``, ``cuda``; None for the accelerator where there is one.
-        spread: the live model lies over all the GPUs that the worker sees, and the held models in
-            host memory, where the merges are made.
+        spread: the live model lies over all the GPUs that the worker sees; each tensor is merged
+            where it lies.
+        residency: where the models are held: ``device``, ``host``, ``auto``.
         threads: CPU threads; None leaves torch's own number.
         trust_remote_code: whether models may bring their own code.
     """
@@ -62,6 +64,7 @@ class EvaluatorPlan:
     holdout_items: int | None = None
     device: str | None = None
     spread: bool = False
+    residency: Wish = "auto"
     threads: int | None = None
     trust_remote_code: bool = False
 
@@ -86,14 +89,22 @@ class CandidateEvaluator:
         self._plan = plan
         self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
         base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
-        held = "cpu" if plan.spread else self._device
-        self._engine = MergeEngine(base if plan.has_base else None, plan.models, device=held)
+        self._engine, self._model = self._build(base)
         self._tokenizer = base.tokenizer()
-        self._model: torch.nn.Module = base.load_model(dtype=DTYPES[plan.dtype], device=held)
-        if plan.spread:
-            self._model = spread(self._model, str(plan.base))
         self._scorers: dict[str, Scorer] = {}
         self._scorer("search")
+
+    def _build(self, base: Checkpoint) -> tuple[MergeEngine, torch.nn.Module]:
+        plan, dtype = self._plan, DTYPES[self._plan.dtype]
+        held = base if plan.has_base else None
+        if plan.spread:
+            model = spread(base.load_model(dtype=dtype), str(plan.base))
+            places = devices_of(model)
+            engine = MergeEngine(held, plan.models, device=places, residency=plan.residency)
+            return engine, model
+        # The engine first: what does not fit is refused before anything is loaded.
+        engine = MergeEngine(held, plan.models, device=self._device, residency=plan.residency)
+        return engine, base.load_model(dtype=dtype, device=self._device)
 
     def run(self, job: Job) -> Outcome:
         """Merge a job's recipe into the live model and score it on the part's items.

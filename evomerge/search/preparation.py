@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.checkpoints import Checkpoint, compare
 from evomerge.errors import CheckpointError, Fault, InputError, SpaceError
 from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
-from evomerge.merging import DTYPES, layout_of
+from evomerge.merging import DTYPES, ResidencyPlan, layout_of
 from evomerge.recipe import Recipe, resolve
 from evomerge.search.baselines import baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, items_of
@@ -43,6 +43,7 @@ class Preparation:
         search_items, holdout_items: the items of each part; the latter None where nothing is held
             out, with the reason among ``notes``.
         notes: what the user should know before the search begins.
+        residency: where the workers hold the models, once that is planned.
     """
 
     space: SearchSpace
@@ -54,6 +55,7 @@ class Preparation:
     search_items: ItemSet
     holdout_items: ItemSet | None
     notes: tuple[str, ...]
+    residency: ResidencyPlan | None = None
 
     @property
     def parameters(self) -> int:
@@ -64,8 +66,12 @@ class Preparation:
     @property
     def worker_bytes(self) -> int:
         """Memory for one worker's models: base, fine-tuned models, and the live model."""
-        resident = sum(checkpoint.nbytes for checkpoint in self.checkpoints)
-        return resident + self.parameters * DTYPES[self.plan.dtype].itemsize
+        return sum(checkpoint.nbytes for checkpoint in self.checkpoints) + self.live_bytes
+
+    @property
+    def live_bytes(self) -> int:
+        """Memory of the live model."""
+        return self.parameters * DTYPES[self.plan.dtype].itemsize
 
 
 class _Faults:
@@ -155,6 +161,7 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
             include_path=space.include_path,
         ),
         holdout_items=space.holdout.items if space.holdout else None,
+        residency=space.resources.residency,
         trust_remote_code=space.trust_remote_code,
     )
 
