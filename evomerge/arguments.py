@@ -25,7 +25,7 @@ def read_space(
     space: SearchSpace | str | Path,
     include_path: Sequence[Path] = (),
     seed: int | None = None,
-    resources: Mapping[str, float | None] | None = None,
+    resources: Mapping[str, float | str | None] | None = None,
 ) -> SearchSpace:
     """A space, read if it is a file, with what the caller says instead of it."""
     from evomerge.space import load_space

@@ -86,6 +86,11 @@ class Adapter:
         """The model's tensors that it changes."""
         return tuple(sorted(self._targets))
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it is read from."""
+        return (*self.weights.files, self.folder / ADAPTER_CONFIG)
+
     def entry(self, name: str, entry: Entry) -> Entry:
         """A tensor's shape and type after the adapter: it may bring an embedding of its own."""
         target = self._targets.get(name)

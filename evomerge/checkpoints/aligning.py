@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.checkpoints.placing import Placement, Placements
+from evomerge.checkpoints.sharing import CAN_SHARE, Shared
 from evomerge.checkpoints.stored import StoredTensors
 from evomerge.checkpoints.weights import Entry
 
@@ -53,6 +54,7 @@ class AlignedTensors(StoredTensors):
             self.entries[name] = entry._replace(shape=one.wanted.shape(_empty(one.shape)))
         self.entries |= {n: entry for n, entry in own.entries.items() if n not in used}
         self._made: tuple[str, torch.Tensor] | None = None
+        self.shared_copy: Shared | None = None
 
     def path(self, stored: str) -> str:
         """The file that a tensor stands in."""
@@ -60,8 +62,22 @@ class AlignedTensors(StoredTensors):
         first = assembled.pieces[0][0] if assembled else self._same.get(stored, stored)
         return self._own.path(first)
 
+    def share(self) -> None:
+        """Take what is stored in another cut from a file that all processes map, where that can be.
+
+        Raises:
+            CheckpointError: there is no room for it.
+        """
+        self._own.share()
+        if CAN_SHARE and self._assembled and self.shared_copy is None:
+            adapted = self.adapter.files if self.adapter else ()
+            files = (*self.weights.files, *adapted)
+            self.shared_copy = Shared(files, self._assembled, self.read, repr(self._assembled))
+
     def read(self, stored: str, *, keep: bool = True) -> torch.Tensor:
         """A tensor with the adapter's change; see :meth:`StoredTensors.read`."""
+        if not keep and self.shared_copy is not None and stored in self.shared_copy.names:
+            return self.shared_copy.view(stored)
         assembled = self._assembled.get(stored)
         if assembled is None:
             return self._own.read(self._same.get(stored, stored), keep=keep)

@@ -12,7 +12,7 @@ import torch
 from evomerge.checkpoints.aligning import align
 from evomerge.checkpoints.configuration import counted_layers, read_config, text_section
 from evomerge.checkpoints.fingerprints import sha256_of
-from evomerge.checkpoints.folders import ADAPTER_CONFIG, locate
+from evomerge.checkpoints.folders import locate
 from evomerge.checkpoints.living import (
     empty_model,
     load_config,
@@ -128,6 +128,18 @@ class Checkpoint:
             self._stored.check_finite(stored, tensor, f"{self.reference}: {stored}")
         return tensor
 
+    def share(self) -> None:
+        """Have ``mapped`` tensors cost one copy for all processes of a machine, adapters' too.
+
+        What an adapter changes, or what stands in other parts under ``aligned`` names, is computed
+        by the first process, into a scratch file among the temporary files that the last one
+        removes.
+
+        Raises:
+            CheckpointError: there is no room for it.
+        """
+        self._stored.share()
+
     def aligned(self, first: Checkpoint) -> Checkpoint:
         """This model, its tensors by the names that another model of its kind stores them under.
 
@@ -189,7 +201,7 @@ class Checkpoint:
         own, adapter = self._stored.weights.files, self._stored.adapter
         if adapter is None:
             return own
-        return (*own, *adapter.weights.files, adapter.folder / ADAPTER_CONFIG)
+        return (*own, *adapter.files)
 
     def fingerprint(self) -> str:
         """SHA-256 of the bytes of ``weight_files``, one after the other; computed once.

@@ -37,11 +37,15 @@ class ShardWriter:
         folder: an existing, empty folder.
         max_shard_bytes: no file's tensors exceed it, unless one tensor alone does.
         header_room: bytes kept for each header; a file that fills it up is closed.
+        durable: bring the files down to the disk; without it a power cut may leave holes.
     """
 
-    def __init__(self, folder: Path, max_shard_bytes: int, header_room: int) -> None:
+    def __init__(
+        self, folder: Path, max_shard_bytes: int, header_room: int, *, durable: bool = True
+    ) -> None:
         self._folder = folder
         self._max_bytes = max_shard_bytes
+        self._durable = durable
         self._room = -(-max(header_room, 512) // _ALIGNMENT) * _ALIGNMENT
         self._shards: list[_Shard] = []
         self._open: dict[torch.dtype, _Shard] = {}
@@ -109,7 +113,7 @@ class ShardWriter:
             self._behind.run(full.close)
         path = self._folder / f"unfinished-{len(self._shards) + 1:05d}"
         room = max(self._room, -(-(entry_size + 512) // _ALIGNMENT) * _ALIGNMENT)
-        shard = _Shard(path, os.open(path, _NEW, 0o666), room)
+        shard = _Shard(path, os.open(path, _NEW, 0o666), room, self._durable)
         self._shards.append(shard)
         self._open[dtype] = shard
         return shard
@@ -120,6 +124,7 @@ class _Shard:
     path: Path
     file: int | None
     room: int
+    durable: bool
     entries: dict[str, str] = field(default_factory=dict)
     header_size: int = len(_LEAD) + 1
     size: int = 0
@@ -147,7 +152,7 @@ class _Shard:
         if data.numel():
             content = data.reshape(-1).view(torch.uint8).numpy().data
             end = write_at(file, content, 8 + self.room + offset)
-            if end - self.begun >= _STRETCH:
+            if self.durable and end - self.begun >= _STRETCH:
                 begin_sync(file, self.begun, end - self.begun)
                 self.begun = end
 
@@ -157,7 +162,8 @@ class _Shard:
         lead = struct.pack("<Q", self.room) + header.ljust(self.room)
         file = self._descriptor()
         write_at(file, memoryview(lead), 0)
-        os.fsync(file)
+        if self.durable:
+            os.fsync(file)
         self.drop()
 
     def drop(self) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from evomerge.checkpoints.adapters import Adapter
 from evomerge.checkpoints.placing import Placements, Shapes
+from evomerge.checkpoints.sharing import CAN_SHARE, Shared
 from evomerge.checkpoints.tying import is_rebuilt, may_be_tied, tied_to
 from evomerge.checkpoints.weights import Entry, WeightFiles
 from evomerge.errors import CheckpointError, Fault
@@ -42,6 +43,7 @@ class StoredTensors:
         self._tied_head = tied_head
         self.entries = self._own_entries()
         self.adapter: Adapter | None = None
+        self.shared_copy: Shared | None = None
         if adapter_folder is not None:
             shapes = self.shapes
             self.adapter = Adapter(
@@ -68,6 +70,16 @@ class StoredTensors:
             return source
         return source if self._tied_head() else None
 
+    def share(self) -> None:
+        """Take what an adapter changes from a file that all processes map, where that can be.
+
+        Raises:
+            CheckpointError: there is no room for it.
+        """
+        if CAN_SHARE and self.adapter is not None and self.shared_copy is None:
+            files = (*self.weights.files, *self.adapter.files)
+            self.shared_copy = Shared(files, self.adapter.names, self.read)
+
     def read(self, stored: str, *, keep: bool = True) -> torch.Tensor:
         """A tensor with the adapter's change.
 
@@ -76,6 +88,8 @@ class StoredTensors:
             keep: give it memory of its own. Without that it may be mapped from its file, shows
                 what happens to the file later, and must be used and dropped at once.
         """
+        if not keep and self.shared_copy is not None and stored in self.shared_copy.names:
+            return self.shared_copy.view(stored)
         tensor = self.weights.view(stored)
         if self.adapter is not None and stored in self.adapter.names:
             return self.adapter.apply(stored, tensor)

@@ -94,6 +94,9 @@ def search(
         float | None, typer.Option(min=0, help="GPUs of each worker; a fraction shares one.")
     ] = None,
     cpus: Annotated[float | None, typer.Option(min=0, help="CPU cores of each worker.")] = None,
+    residency: Annotated[
+        str | None, typer.Option(help="Where models are held: auto, device, host.")
+    ] = None,
     include_path: IncludePath = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew; the old study is set aside.")
@@ -111,7 +114,7 @@ def search(
         seed=seed,
         timeout=timeout,
         ray_address=ray_address,
-        resources={"gpus": gpus, "cpus": cpus},
+        resources={"gpus": gpus, "cpus": cpus, "residency": residency},
         include_path=include_path or [],
         fresh=fresh,
     )

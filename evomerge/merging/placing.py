@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints import Checkpoint, placements
 from evomerge.merging.machine import free_device_memory, free_host_memory
 from evomerge.merging.residency import Needs, ResidencyPlan, Room, Wish, plan_residency
 
@@ -29,10 +29,22 @@ def place_of(device: Device) -> Callable[[str], torch.device]:
     return lambda _: only
 
 
-def devices_of(model: torch.nn.Module) -> dict[str, torch.device]:
-    """Where each tensor of a live model lies, also one that lies over several devices."""
+def devices_of(model: torch.nn.Module, like: Checkpoint | None = None) -> dict[str, torch.device]:
+    """Where each tensor of a live model lies, also one that lies over several devices.
+
+    Args:
+        model: the live model.
+        like: the stored model that it was loaded from: its tensors' names are added where loading
+            changes them.
+    """
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
-    return {name: tensor.device for name, tensor in tensors}
+    devices = {name: tensor.device for name, tensor in tensors}
+    placed = placements(model, {name: like.shape(name) for name in like.names} if like else {})
+    for name in like.names if like else ():
+        parameters = placed.parameters(name)
+        if name not in devices and parameters:
+            devices[name] = devices[parameters[0]]
+    return devices
 
 
 def needs_of(checkpoints: Sequence[Checkpoint], live: int) -> Needs:

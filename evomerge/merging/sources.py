@@ -170,6 +170,8 @@ class Stored:
         self._ahead: ReadAhead[Wanted, Sent] | None = None
         self._kept: dict[str, torch.Tensor] = {}
         self._state = _state(checkpoint)
+        if residency == "host":
+            checkpoint.share()
         for name in checkpoint.names if residency else ():
             self._keep(name)
 

@@ -15,7 +15,9 @@ import torch
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import Fault, RecipeError
 from evomerge.merging.engine import MergeEngine, Model
+from evomerge.merging.placing import Device
 from evomerge.merging.planning import key_of
+from evomerge.merging.residency import Wish
 from evomerge.merging.sources import Source
 from evomerge.merging.vocabularies import Target
 from evomerge.recipe import Recipe
@@ -28,8 +30,7 @@ class StagedEngine:
     Args:
         models: the stored models that recipes may name; the merged models have configuration and
             tokenizer of the first.
-        device: where the models are held and the arithmetic is done.
-        resident: see :class:`MergeEngine`.
+        device, resident, residency: see :class:`MergeEngine`.
         vocabulary_of: the stages of a recipe whose vocabulary most of those to come have.
 
     Raises:
@@ -40,12 +41,20 @@ class StagedEngine:
         self,
         models: Sequence[Model],
         *,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         resident: bool = True,
+        residency: Wish = "auto",
         vocabulary_of: Sequence[Recipe] | None = None,
     ) -> None:
         one = vocabulary_of[0] if vocabulary_of and len(vocabulary_of) == 1 else None
-        self._held = MergeEngine(None, models, device=device, resident=resident, vocabulary_of=one)
+        self._held = MergeEngine(
+            None,
+            models,
+            device=device,
+            resident=resident,
+            residency=residency,
+            vocabulary_of=one,
+        )
         self._engines: dict[Hashable, MergeEngine] = {}
         self._targets: dict[Hashable, Target] = {}
 

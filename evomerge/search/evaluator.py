@@ -22,7 +22,9 @@ from evomerge.evaluation import (
     build_items,
     context_length,
 )
-from evomerge.merging import DTYPES, StagedEngine, staged_engine
+from evomerge.merging import DTYPES, StagedEngine, Target, devices_of, staged_engine
+from evomerge.merging.placing import Device
+from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.pool import Job, Outcome
@@ -46,8 +48,9 @@ class EvaluatorPlan:
         setting: how questions are put.
         holdout_items: how many held-out items per task; None for all that there are.
         device: ``cpu``, ``cuda``; None for the accelerator where there is one.
-        spread: the live model lies over all the GPUs that the worker sees, and the held models in
-            host memory, where the merges are made.
+        spread: the live model lies over all the GPUs that the worker sees; each tensor is merged
+            where it lies.
+        residency: where the models are held: ``device``, ``host``, ``auto``.
         threads: CPU threads; None leaves torch's own number.
         trust_remote_code: whether models may bring their own code.
         vocabulary_of: any of the recipes that are to come (YAML): the live model and the tokenizer
@@ -62,6 +65,7 @@ class EvaluatorPlan:
     holdout_items: int | None = None
     device: str | None = None
     spread: bool = False
+    residency: Wish = "auto"
     threads: int | None = None
     trust_remote_code: bool = False
     vocabulary_of: str | None = None
@@ -86,18 +90,29 @@ class CandidateEvaluator:
             torch.set_num_threads(plan.threads)
         self._plan = plan
         self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        held = "cpu" if plan.spread else self._device
-        recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
-        self._engine = staged_engine_of(plan, recipes, device=held)
-        target = self._engine.target_of(recipes)
+        self._engine, self._model, target = self._build()
         self._tokenizer = target.vocabulary.tokenizer.load()
-        base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
-        live = base.load_model(dtype=DTYPES[plan.dtype], device=held)
-        self._model: torch.nn.Module = target.vocabulary.fitted(live, base)
-        if plan.spread:
-            self._model = spread(self._model, str(plan.base))
         self._scorers: dict[str, Scorer] = {}
         self._scorer("search")
+
+    def _build(self) -> tuple[StagedEngine, torch.nn.Module, Target]:
+        """The engine, the live model and its vocabulary."""
+        plan = self._plan
+        recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
+        # From the models' headers: how tall the live model has to be.
+        target = staged_engine_of(plan, recipes, resident=False).target_of(recipes)
+        base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
+
+        def live(device: str) -> torch.nn.Module:
+            model = base.load_model(dtype=DTYPES[plan.dtype], device=device)
+            return target.vocabulary.fitted(model, base)
+
+        if plan.spread:
+            model = spread(live("cpu"), str(plan.base))
+            return staged_engine_of(plan, recipes, device=devices_of(model, base)), model, target
+        # The engine first: what does not fit is refused before anything is loaded.
+        engine = staged_engine_of(plan, recipes, device=self._device)
+        return engine, live(self._device), target
 
     def run(self, job: Job) -> Outcome:
         """Merge a job's recipe into the live model and score it on the part's items.
@@ -133,7 +148,7 @@ def staged_engine_of(
     plan: EvaluatorPlan,
     recipes: Sequence[Recipe] | None,
     *,
-    device: str = "cpu",
+    device: Device = "cpu",
     resident: bool = True,
 ) -> StagedEngine:
     """The engine of a plan: its models, and one that only gives a tokenizer.
@@ -141,8 +156,8 @@ def staged_engine_of(
     Args:
         plan: what to build.
         recipes: the stages of ``plan.vocabulary_of``.
-        device: where the models are held.
-        resident: whether they are held in memory.
+        device: see :class:`MergeEngine`.
+        resident: whether the models are held in memory.
 
     Raises:
         InputError: a model cannot be read, or the models' tokens do not fit.
@@ -154,7 +169,13 @@ def staged_engine_of(
         for one in dict.fromkeys([plan.base, *plan.models, *named])
         if one not in stages
     ]
-    return StagedEngine(models, device=device, resident=resident, vocabulary_of=recipes)
+    return StagedEngine(
+        models,
+        device=device,
+        resident=resident,
+        residency=plan.residency,
+        vocabulary_of=recipes,
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.checkpoints import Checkpoint, MergedVocabulary, compare
 from evomerge.errors import CheckpointError, InputError, SpaceError
 from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
-from evomerge.merging import DTYPES, Target, layout_of
+from evomerge.merging import DTYPES, ResidencyPlan, Target, layout_of
 from evomerge.recipe import read_recipes, resolve
 from evomerge.references import ModelReference
 from evomerge.search.baselines import BASE, baselines, decode
@@ -46,6 +46,7 @@ class Preparation:
             out, with the reason among ``notes``.
         notes: what the user should know before the search begins.
         height: how many rows for tokens the merged models have.
+        residency: where the workers hold the models, once that is planned.
     """
 
     space: SearchSpace
@@ -58,6 +59,7 @@ class Preparation:
     holdout_items: ItemSet | None
     notes: tuple[str, ...]
     height: int
+    residency: ResidencyPlan | None = None
 
     @property
     def parameters(self) -> int:
@@ -73,9 +75,18 @@ class Preparation:
     @property
     def worker_bytes(self) -> int:
         """Memory for one worker's models: base, fine-tuned models, and the live model."""
+        return sum(checkpoint.nbytes for checkpoint in self.held) + self.live_bytes
+
+    @property
+    def held(self) -> tuple[Checkpoint, ...]:
+        """The models that each worker holds: not one that only gives a tokenizer."""
         held = {self.plan.base, *self.plan.models}
-        resident = sum(one.nbytes for one in self.checkpoints if one.reference in held)
-        return resident + self.parameters * DTYPES[self.plan.dtype].itemsize
+        return tuple(one for one in self.checkpoints if one.reference in held)
+
+    @property
+    def live_bytes(self) -> int:
+        """Memory of the live model."""
+        return self.parameters * DTYPES[self.plan.dtype].itemsize
 
 
 def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
@@ -146,6 +157,7 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
             include_path=space.include_path,
         ),
         holdout_items=space.holdout.items if space.holdout else None,
+        residency=space.resources.residency,
         trust_remote_code=space.trust_remote_code,
     )
 
