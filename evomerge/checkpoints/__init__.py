@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from evomerge.checkpoints.merged_tokenizer import MergedTokenizer, MergedVocabulary
     from evomerge.checkpoints.placing import Conversion, Placement, Placements, placements
+    from evomerge.checkpoints.sharing import CAN_SHARE, Shared
     from evomerge.checkpoints.spreading import spread
     from evomerge.checkpoints.structure import Structure, structure_by_names
     from evomerge.checkpoints.tokens import TokenTable
@@ -32,6 +33,7 @@ _HOMES = {
     "comparing": ("compare", "renumbered", "same_tokenizer", "vocabulary_faults"),
     "merged_tokenizer": ("MergedTokenizer", "MergedVocabulary"),
     "placing": ("Conversion", "Placement", "Placements", "placements"),
+    "sharing": ("CAN_SHARE", "Shared"),
     "spreading": ("spread",),
     "structure": ("Structure", "structure_by_names"),
     "tokens": ("TokenTable",),
@@ -42,6 +44,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CAN_SHARE",
     "Checkpoint",
     "Conversion",
     "Fingerprints",
@@ -49,6 +52,7 @@ __all__ = [
     "MergedVocabulary",
     "Placement",
     "Placements",
+    "Shared",
     "Structure",
     "TokenTable",
     "Vocabulary",

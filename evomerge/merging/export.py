@@ -215,6 +215,21 @@ def _open_all(
                 faults += problem.faults
     if faults:
         raise CheckpointError(faults)
+    lead = opened.get(_lead(recipes))
+    if lead is not None:
+        opened.update((reference, one.aligned(lead)) for reference, one in [*opened.items()])
+
+
+def _lead(recipes: Sequence[Recipe]) -> ModelReference:
+    """The stored model that the last stage's result is like; all tensors go by its names.
+
+    As in a search, whose engine holds the models of all stages: masks depend on the names.
+    """
+    made = {ModelReference(str(recipe.name)): recipe for recipe in recipes[:-1]}
+    model = recipes[-1].models_named[0]
+    while model in made:
+        model = made.pop(model).models_named[0]
+    return model
 
 
 def _check_fit(recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]) -> None:

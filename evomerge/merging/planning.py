@@ -14,12 +14,13 @@ from evomerge.checkpoints import (
     vocabulary_faults,
 )
 from evomerge.errors import CheckpointError, Fault, RecipeError
+from evomerge.merging.presenting import height_of
 from evomerge.merging.rows import Rows, by_number
 from evomerge.merging.sources import Source
 from evomerge.merging.telling import numbers_note, renamed_note
 from evomerge.merging.templates import chat_template
 from evomerge.merging.tokens import target_by_token
-from evomerge.merging.vocabularies import Target, height_of, tokenizer_of, with_heads
+from evomerge.merging.vocabularies import Target, tokenizer_of, with_heads
 from evomerge.recipe import Recipe
 from evomerge.references import ModelReference
 

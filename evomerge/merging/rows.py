@@ -9,6 +9,7 @@ base: the model has no say about a token that it does not know.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,17 @@ class Rows:
     def means(self) -> bool:
         """Whether a mean is taken somewhere, which has more digits than what it is taken of."""
         return bool(self.padded.numel()) or any(len(part.givers) > 1 for part in self.filled)
+
+    def digest(self) -> str:
+        """Equal for equal rows: 64 hexadecimal digits."""
+        parts = [(part.places, [(str(m), rows) for m, rows in part.givers]) for part in self.filled]
+        found = hashlib.sha256(repr(self.height).encode())
+        for tensor in (self.places, self.own, self.padded):
+            found.update(repr(tensor.tolist()).encode())
+        for places, givers in parts:
+            rows = [(model, numbers.tolist()) for model, numbers in givers]
+            found.update(repr((places.tolist(), rows)).encode())
+        return found.hexdigest()
 
     def agrees(self, other: Rows) -> bool:
         """Whether both give the same rows."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from evomerge.checkpoints import MergedTokenizer, MergedVocabulary, TokenTable
 from evomerge.errors import CheckpointError, Fault, RecipeError
+from evomerge.merging.presenting import height_of
 from evomerge.merging.rows import Given, TokenRows
 from evomerge.merging.sources import Source
 from evomerge.merging.telling import filler_notes, token_notes
-from evomerge.merging.vocabularies import Target, height_of, tokenizer_of
+from evomerge.merging.vocabularies import Target, tokenizer_of
 from evomerge.recipe import Recipe, TokenEmbedding, Tokenizer
 from evomerge.references import ModelReference
 
