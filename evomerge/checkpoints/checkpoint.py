@@ -12,9 +12,10 @@ import torch
 from evomerge.checkpoints.aligning import align
 from evomerge.checkpoints.configuration import counted_layers, read_config, text_section
 from evomerge.checkpoints.fingerprints import sha256_of
-from evomerge.checkpoints.folders import locate
+from evomerge.checkpoints.folders import locate, parsed
 from evomerge.checkpoints.living import (
     empty_model,
+    has_tied_head,
     load_config,
     load_model,
     load_model_from,
@@ -78,10 +79,7 @@ class Checkpoint:
             CheckpointError: it cannot be found or read, is quantised, or its adapter is not
                 supported or does not fit.
         """
-        try:
-            model = ModelReference.parse(reference)
-        except ValueError as problem:
-            raise CheckpointError([Fault(repr(reference), str(problem))]) from problem
+        model = parsed(reference)
         folder = locate(model.path, model.revision, trust_remote_code=trust_remote_code)
         adapter = locate(model.lora, model.lora_revision) if model.lora else None
         return cls(model, folder, adapter, trust_remote_code=trust_remote_code)
@@ -129,11 +127,10 @@ class Checkpoint:
         return tensor
 
     def share(self) -> None:
-        """Have ``mapped`` tensors cost one copy for all processes of a machine, adapters' too.
+        """Have ``mapped`` tensors cost one copy for all processes of a machine, computed ones too.
 
-        What an adapter changes, or what stands in other parts under ``aligned`` names, is computed
-        by the first process, into a scratch file among the temporary files that the last one
-        removes.
+        What an adapter or ``aligned`` changes is computed by the first process, into a scratch file
+        among the temporary files that the last one removes.
 
         Raises:
             CheckpointError: there is no room for it.
@@ -198,10 +195,8 @@ class Checkpoint:
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """The files that the tensors come from, an adapter's and its configuration included."""
-        own, adapter = self._stored.weights.files, self._stored.adapter
-        if adapter is None:
-            return own
-        return (*own, *adapter.files)
+        adapter = self._stored.adapter
+        return (*self._stored.weights.files, *(adapter.files if adapter else ()))
 
     def fingerprint(self) -> str:
         """SHA-256 of the bytes of ``weight_files``, one after the other; computed once.
@@ -293,16 +288,7 @@ class Checkpoint:
         return None if self._empty is None else placements(self._empty, shapes)
 
     def _has_tied_head(self) -> bool:
-        for section in (self.config, text_section(self.config)):
-            if "tie_word_embeddings" in section:
-                return bool(section["tie_word_embeddings"])
-        # Files leave out what is the default, and that differs between kinds of models.
-        try:
-            config = load_config(self.folder, str(self.reference), self.trust_remote_code)
-        except CheckpointError:
-            # transformers does not know the model; then what is stored counts as it stands.
-            return False
-        return bool(getattr(config, "tie_word_embeddings", False))
+        return has_tied_head(self.config, self.folder, str(self.reference), self.trust_remote_code)
 
     def _require(self, name: str) -> str:
         stored = self._stored.stored_name(name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from evomerge.checkpoints.configuration import text_section
 from evomerge.errors import CheckpointError, Fault
 
 
@@ -117,6 +118,29 @@ def _configure(model: Any, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
             if key.endswith("_token_id") and hasattr(config, key):
                 setattr(config, key, value)
+
+
+def has_tied_head(
+    config: Mapping[str, Any], folder: Path, place: str, trust_remote_code: bool
+) -> bool:
+    """Whether a model's output head is its input embedding.
+
+    Args:
+        config: what ``config.json`` in the folder says.
+        folder: the model's.
+        place: names the model in messages.
+        trust_remote_code: whether the model's own code may run.
+    """
+    for section in (config, text_section(config)):
+        if "tie_word_embeddings" in section:
+            return bool(section["tie_word_embeddings"])
+    # Files leave out what is the default, and that differs between kinds of models.
+    try:
+        loaded = load_config(folder, place, trust_remote_code)
+    except CheckpointError:
+        # transformers does not know the model; then what is stored counts as it stands.
+        return False
+    return bool(getattr(loaded, "tie_word_embeddings", False))
 
 
 def _load(

@@ -14,17 +14,18 @@ import torch
 
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import Fault, RecipeError, TrialError
-from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.dtypes import dtype_of
 from evomerge.merging.holding import Model, hold, open_models
-from evomerge.merging.inputs import check_inputs
-from evomerge.merging.layout import layout_of
+from evomerge.merging.inputs import Inputs
+from evomerge.merging.layout import layout_of, stacked
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge_bounded
 from evomerge.merging.placing import Device
 from evomerge.merging.planning import Presentation, spare_models
 from evomerge.merging.programs import Programs
 from evomerge.merging.residency import ResidencyPlan, Wish
-from evomerge.merging.sources import Source, read_ahead
+from evomerge.merging.sources import Source
+from evomerge.merging.stored import read_ahead
 from evomerge.merging.taskvectors import Memory
 from evomerge.merging.trimming import measure
 from evomerge.merging.vocabularies import Target
@@ -80,13 +81,9 @@ class MergeEngine:
             opened, device, residency if resident else None, spare_models(vocabulary_of)
         )
         self._presentation = Presentation(held, vocabulary_of, resident=resident)
-        self._sources = self._presentation.sources
         self._resident = resident
-        self._memory = self._new_memory() if resident else None
         self._programs: dict[torch.device, Programs] = {}
-        # The base, where there is one: integer tensors, and what is no tensor, come from it.
-        self._first = next(iter(self._sources.values()))
-        self._layout = _layout(self._first)
+        self._begin(remember=resident)
 
     def sharing(
         self,
@@ -116,15 +113,19 @@ class MergeEngine:
         sources = {one: results.get(one) or plain[one] for one in models}
         keep = self._memory is not None and not passing
         other._presentation = Presentation(sources, recipe, resident=keep, target=target)
-        other._sources = other._presentation.sources
-        other._memory = other._new_memory() if keep else None
-        other._first = next(iter(other._sources.values()))
-        other._layout = _layout(other._first)
+        other._begin(remember=keep)
         return other
 
-    def _new_memory(self) -> Memory:
+    def _begin(self, *, remember: bool) -> None:
+        """Take the models as they are presented; see what follows from them."""
+        self._sources = self._presentation.sources
+        self._inputs = Inputs(self._sources)
         held = sum(source.nbytes for source in self._sources.values())
-        return Memory(held + _ROOM)
+        self._memory = Memory(held + _ROOM) if remember else None
+        # The base, where there is one: integer tensors, and what is no tensor, come from it.
+        self._first = next(iter(self._sources.values()))
+        layers = None if self._first.layers is None else len(self._first.layers)
+        self._layout = layout_of(self._first.like, self._first.names, layers)
 
     def fits(self, recipe: Recipe) -> bool:
         """Whether the models are presented in the vocabulary that a recipe of them asks for."""
@@ -188,15 +189,7 @@ class MergeEngine:
         Raises:
             RecipeError: the recipe names one that is not among ``DTYPES``.
         """
-        name = recipe.out_dtype or recipe.dtype
-        if name is None:
-            return self._first.torch_dtype
-        if name not in DTYPES:
-            problem = f"{name} is not supported: the arithmetic is float32"
-            allowed = f"{problem}; allowed: {', '.join(DTYPES)}"
-            place = f"{recipe.place}: {'out_dtype' if recipe.out_dtype else 'dtype'}"
-            raise RecipeError([Fault(place, allowed)])
-        return DTYPES[name]
+        return dtype_of(recipe) or self._first.torch_dtype
 
     def layers(self, recipe: Recipe) -> tuple[int, ...] | None:
         """For each layer of the merged model the one of ``like`` that it is made like.
@@ -204,12 +197,8 @@ class MergeEngine:
         None where they are the same, as in every recipe without slices that move layers.
         """
         before = self._first.layers or range(self._layout.num_layers)
-        after: list[int] = []
-        for block in recipe.blocks:
-            base = recipe.base_of(block)
-            lead = next((s for s in block.sources if s.model == base), block.sources[0])
-            after += before[slice(*lead.layers)] if lead.layers else before
-        return None if after == list(range(self.like.num_layers)) else tuple(after)
+        after = stacked(recipe, before)
+        return None if after == tuple(range(self.like.num_layers)) else after
 
     def outline(self, recipe: Recipe) -> dict[str, torch.Tensor]:
         """What :meth:`tensors` would give, as tensors without values (on the meta device).
@@ -217,10 +206,13 @@ class MergeEngine:
         Reads nothing; refuses what :meth:`tensors` would refuse before it merges.
         """
         dtype = self.dtype(recipe)
-        return {
-            spec.name: torch.empty(self._shape(spec), dtype=self._kind(spec, dtype), device="meta")
-            for spec in self._resolve(recipe)
-        }
+        outline = {}
+        for spec in self._resolve(recipe):
+            stored = self._inputs.kind(spec)
+            kind = dtype if stored.is_floating_point else stored
+            shape = self._inputs.shape(spec)
+            outline[spec.name] = torch.empty(shape, dtype=kind, device="meta")
+        return outline
 
     def tensors(self, recipe: Recipe) -> Generator[tuple[str, torch.Tensor], None, None]:
         """The merged model, tensor by tensor, each cast once to the recipe's type.
@@ -254,20 +246,12 @@ class MergeEngine:
         # Looked up each time: a parameter may have been replaced (resized embeddings).
         live = LiveTensors(model)
         specs, dtype = self._resolve(recipe), self.dtype(recipe)
-        live.check({spec.name: self._shape(spec) for spec in specs}, dtype, recipe.place)
+        live.check({spec.name: self._inputs.shape(spec) for spec in specs}, dtype, recipe.place)
         whole = self._whole(specs)
         with read_ahead(self._sources, specs):
-            self._write(live, specs, dtype, whole)
-
-    def _write(
-        self,
-        live: LiveTensors,
-        specs: Sequence[TensorMerge],
-        dtype: torch.dtype,
-        whole: Whole | None,
-    ) -> None:
-        for spec in specs:
-            live.write(spec.name, self._merged(spec, dtype, live.place(spec.name), whole))
+            for spec in specs:
+                place = live.place(spec.name)
+                live.write(spec.name, self._merged(spec, dtype, place, whole))
 
     def _merged(
         self,
@@ -277,14 +261,10 @@ class MergeEngine:
         whole: Whole | None = None,
     ) -> torch.Tensor:
         """One merged tensor; in ``place`` if that is given, can be written to and is near."""
-        model, name = self._lead(spec)
-        if not self._sources[model].dtype(name).is_floating_point:
-            return self._sources[model].tensor(name).clone()
-        base = self._sources[spec.base[0]].tensor(spec.base[1]) if spec.base else None
-        inputs = [self._sources[part.model].tensor(part.tensor) for part in spec.contributions]
-        # Layers that a recipe moves may come from another device.
+        if not self._inputs.kind(spec).is_floating_point:
+            return self._inputs.only(spec).clone()
+        base, inputs = self._inputs.tensors(spec)
         device = (inputs[0] if base is None else base).device
-        inputs = [tensor.to(device) for tensor in inputs]
         if place is not None and not (place.is_contiguous() and place.device == device):
             place = None
         merged, certain = merge_bounded(
@@ -306,18 +286,8 @@ class MergeEngine:
 
     def _whole(self, specs: Sequence[TensorMerge]) -> Whole | None:
         """What a variant decides over all tensors, before the first is merged."""
-        floating = [
-            spec
-            for spec in specs
-            if self._sources[self._lead(spec)[0]].dtype(self._lead(spec)[1]).is_floating_point
-        ]
-        return measure(floating, self._inputs)
-
-    def _inputs(self, spec: TensorMerge) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        assert spec.base is not None
-        base = self._sources[spec.base[0]].tensor(spec.base[1])
-        parts = spec.contributions
-        return base, [self._sources[p.model].tensor(p.tensor).to(base.device) for p in parts]
+        floating = [spec for spec in specs if self._inputs.kind(spec).is_floating_point]
+        return measure(floating, self._inputs.with_base)
 
     def _programs_on(self, device: torch.device) -> Programs:
         if device not in self._programs:
@@ -326,29 +296,8 @@ class MergeEngine:
             self._programs[device] = Programs(device, ahead)
         return self._programs[device]
 
-    def _lead(self, spec: TensorMerge) -> tuple[ModelReference, str]:
-        """The model and its tensor that give a merged tensor's shape: the base if it has part."""
-        inputs = [(part.model, part.tensor) for part in spec.contributions]
-        first = self._first.reference
-        return spec.base or next((one for one in inputs if one[0] == first), inputs[0])
-
-    def _shape(self, spec: TensorMerge) -> tuple[int, ...]:
-        model, name = self._lead(spec)
-        return self._sources[model].shape(name)
-
-    def _kind(self, spec: TensorMerge, dtype: torch.dtype) -> torch.dtype:
-        model, name = self._lead(spec)
-        stored = self._sources[model].dtype(name)
-        return dtype if stored.is_floating_point else stored
-
     def _resolve(self, recipe: Recipe) -> tuple[TensorMerge, ...]:
         self._presentation.check(recipe)
         specs = resolve(recipe, self._layout)
-        check_inputs(specs, self._sources, recipe.place)
+        self._inputs.check(specs, recipe.place)
         return specs
-
-
-def _layout(source: Source) -> Layout:
-    return layout_of(
-        source.like, source.names, None if source.layers is None else len(source.layers)
-    )

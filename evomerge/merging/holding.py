@@ -8,7 +8,8 @@ from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, Fault
 from evomerge.merging.placing import Device, place_of, plan_here
 from evomerge.merging.residency import ResidencyPlan, Wish
-from evomerge.merging.sources import MergedModel, Source, Stored
+from evomerge.merging.sources import MergedModel, Source
+from evomerge.merging.stored import Stored
 from evomerge.references import ModelReference
 
 Model = ModelReference | str | Checkpoint | MergedModel

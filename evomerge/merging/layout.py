@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from evomerge.checkpoints import Checkpoint, Structure, is_head, structure_by_names
-from evomerge.recipe import Layout
+from evomerge.recipe import Layout, Recipe
 
 
 def layout_of(
@@ -30,6 +30,21 @@ def make_layout(names: Iterable[str], num_layers: int) -> Layout:
     """
     names = tuple(names)
     return _layout(names, num_layers, structure_by_names(names, num_layers))
+
+
+def stacked(recipe: Recipe, layers: Sequence[int]) -> tuple[int, ...]:
+    """The layers that a merged model's layers are made like.
+
+    Args:
+        recipe: may move and repeat layers.
+        layers: for each layer of the recipe's first model the one that it is made like.
+    """
+    after: list[int] = []
+    for block in recipe.blocks:
+        base = recipe.base_of(block)
+        lead = next((one for one in block.sources if one.model == base), block.sources[0])
+        after += layers[slice(*lead.layers)] if lead.layers else layers
+    return tuple(after)
 
 
 def _layout(names: Iterable[str], num_layers: int, structure: Structure) -> Layout:

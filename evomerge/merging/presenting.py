@@ -17,7 +17,8 @@ from evomerge.checkpoints import (
 )
 from evomerge.merging.residency import Residency
 from evomerge.merging.rows import Rows
-from evomerge.merging.sources import Source, Stored
+from evomerge.merging.sources import Source
+from evomerge.merging.stored import Stored
 from evomerge.references import ModelReference
 
 
