@@ -124,7 +124,7 @@ def model_stock(
         return mixed(start, [(share, tensor) for tensor in tensors], fibres)
     terms = [(1 - ratio, start), *((share, tensor) for tensor in tensors[1:])]
     made, still = mixed(tensors[0], terms, fibres), ratio.eq(0)
-    return kept_where(made, start, still, fibres) if bool(still.any()) else made
+    return kept_where(made, start, still) if bool(still.any()) else made
 
 
 def _based(spec: TensorMerge, base: torch.Tensor | None) -> torch.Tensor:

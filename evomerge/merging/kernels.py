@@ -27,7 +27,7 @@ GOLDEN = 0x9E3779B1 - (1 << 32)
 _FIRST = 0x7FEB352D
 
 BINS = (12 << 10) + 1
-"""Bins of a ``table`` pass: 2¹⁰ for each halving of the density, down to 2⁻¹², and what is below."""
+"""Bins of a ``table`` pass: 2¹⁰ for each halving of the density down to 2⁻¹², and one below."""
 
 _LOWEST_BIN = (139 << 10) - 1  # of the float32 bits of 2¹², without the 13 lowest
 

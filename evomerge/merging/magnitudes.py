@@ -38,7 +38,7 @@ class Largest:
     last: int
 
     def from_(self, start: int) -> float:
-        """The smallest magnitude that is among them from element ``start`` on, or up to ``last``."""
+        """The smallest magnitude that is among them, from element ``start`` on up to the cut."""
         if start <= self.last:
             return self.limit
         return float(np.nextafter(np.float32(self.limit), np.float32(np.inf)))

@@ -18,8 +18,13 @@ import torch
 from evomerge.merging.products import Fibres
 from evomerge.merging.taskvectors import pieces
 
-Piece = Callable[[int, int], torch.Tensor]
-"""Elements ``start … stop - 1`` of a result: float32, shape [stop - start]."""
+Kernel = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], int], torch.Tensor]
+"""Makes a piece of a result, element by element: float32, of the tiles' shape.
+
+Takes the same piece of each input (any floating types, one shape), factors that broadcast to it,
+and the index of its first element. It changes none of them and depends on nothing else, so that it
+may be compiled, for pieces of any size.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,32 @@ class Pass:
     """One pass over a tensor that makes the result.
 
     Args:
-        piece: makes a range of the result.
-        unit: ranges must be whole multiples of so many elements.
+        kernel: what is done.
+        inputs: flat tensors of one size.
+        factors: one value, or one per vector (shape [count]), each.
+        fibres: the vectors.
     """
 
-    piece: Piece
-    unit: int = 1
+    kernel: Kernel
+    inputs: tuple[torch.Tensor, ...]
+    factors: tuple[torch.Tensor, ...]
+    fibres: Fibres
+
+    @property
+    def unit(self) -> int:
+        """Pieces must hold multiples of so many elements."""
+        return self.fibres.unit
+
+    def piece(self, start: int, stop: int) -> torch.Tensor:
+        """Elements ``start … stop - 1`` of the result: float32, shape [stop - start]."""
+        tiles = [self.fibres.table(x[start:stop]) for x in self.inputs]
+        factors = [self.fibres.spread(x, start, stop) for x in self.factors]
+        return self.kernel(tiles, factors, start).view(-1)
 
 
 def as_it_is(tensor: torch.Tensor) -> Pass:
     """A tensor's own values."""
-    flat = tensor.reshape(-1)
-    return Pass(lambda start, stop: flat[start:stop].to(torch.float32))
+    return Pass(_copied, (tensor.reshape(-1),), (), Fibres.whole(tensor.shape))
 
 
 def same(tensors: Sequence[torch.Tensor]) -> bool:
@@ -68,26 +87,22 @@ def mixed(
     live.sort(key=lambda term: term[1] is None)
     if not live:
         return as_it_is(start_from)
-    inputs = [x.reshape(-1) for x in (start_from, *(x for _, x in live)) if x is not None]
-    factors = [c.to(torch.float32) for c, _ in live]
-
-    def piece(start: int, stop: int) -> torch.Tensor:
-        tiles = [fibres.table(x[start:stop]) for x in inputs]
-        return mix(tiles, [fibres.spread(c, start, stop) for c in factors]).view(-1)
-
-    return Pass(piece, fibres.unit)
+    inputs = (x.reshape(-1) for x in (start_from, *(x for _, x in live)) if x is not None)
+    return Pass(mix, tuple(inputs), tuple(c.to(torch.float32) for c, _ in live), fibres)
 
 
-def mix(tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """a − Σc(a − x), element by element; changes no input and depends on nothing else.
+def kept_where(made: Pass, base: torch.Tensor, still: torch.Tensor) -> Pass:
+    """What :func:`mixed` made, but the base's vectors where ``still`` (booleans, shape [count])."""
+    return Pass(mix_or_keep, (base.reshape(-1), *made.inputs), (still, *made.factors), made.fibres)
+
+
+def mix(tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int) -> torch.Tensor:
+    """a − Σc(a − x); a :data:`Kernel`.
 
     Args:
-        tiles: a and then the x, of one shape and any floating types.
-        factors: the c, float32, of shapes that broadcast to it. One more than there are x is that
-            of 0.
-
-    Returns:
-        float32.
+        tiles: a and then the x.
+        factors: the c, float32. One more than there are x is that of 0.
+        start: has no effect.
     """
     origin = tiles[0].to(torch.float32)
     gaps = chain((origin - x for x in tiles[1:]), (origin,))
@@ -98,12 +113,14 @@ def mix(tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor]) -> torch
     return origin - change
 
 
-def kept_where(made: Pass, base: torch.Tensor, still: torch.Tensor, fibres: Fibres) -> Pass:
-    """The base's vectors where ``still`` (shape [count])."""
-    flat = base.reshape(-1)
+def mix_or_keep(
+    tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int
+) -> torch.Tensor:
+    """The first tile where the first factor is true, else the :func:`mix` of the rest."""
+    return torch.where(factors[0], tiles[0].to(torch.float32), mix(tiles[1:], factors[1:], start))
 
-    def piece(start: int, stop: int) -> torch.Tensor:
-        new, old = (fibres.table(x) for x in (made.piece(start, stop), flat[start:stop]))
-        return torch.where(fibres.spread(still, start, stop), old, new).view(-1)
 
-    return Pass(piece, made.unit)
+def _copied(
+    tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int
+) -> torch.Tensor:
+    return tiles[0].to(torch.float32)

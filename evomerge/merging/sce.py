@@ -15,7 +15,7 @@ import torch
 
 from evomerge.merging.mixtures import Pass, as_it_is, same
 from evomerge.merging.products import Fibres, products
-from evomerge.merging.selection import Counts, Limit, count, limit
+from evomerge.merging.selection import Counts, Limit, among, count, limit
 from evomerge.merging.taskvectors import Memory, TaskVector
 from evomerge.recipe import TensorMerge
 
@@ -71,7 +71,7 @@ def sce(
         if wanted == 0:
             return as_it_is(base)
         chosen = memory.kept((*key, "chosen"), lambda: deltas.choose(counts, wanted), wanted)
-    return _merged(base, deltas, chosen)
+    return _merged(base, tensors, chosen)
 
 
 class _Deltas:
@@ -85,7 +85,7 @@ class _Deltas:
         """Elements ``start … stop - 1``, 0 where they are not chosen; the caller's to change."""
         tiles = [vector.piece(start, stop) for vector in self._vectors]
         if within is not None:
-            keep = within.above(_variance(tiles).view(torch.int32), start).to(torch.float32)
+            keep = among(_bits(tiles), start, within.bits, within.last).to(torch.float32)
             for tile in tiles:
                 tile.mul_(keep)
         return tiles
@@ -99,19 +99,20 @@ class _Deltas:
 
     def counts(self) -> Counts:
         """How the variances are spread."""
-        return count(self._bits, self.numel, self.device)
+        return count(self.bits, self.numel, self.device)
 
     def choose(self, counts: Counts, wanted: int) -> _Chosen:
         """The ``wanted`` elements of largest variance."""
-        within = limit(self._bits, counts, wanted, self.numel)
+        within = limit(self.bits, counts, wanted, self.numel)
         return _Chosen(within, self.squares(within))
 
-    def _bits(self, start: int, stop: int) -> torch.Tensor:
-        return _variance(self.tiles(start, stop)).view(torch.int32)
+    def bits(self, start: int, stop: int) -> torch.Tensor:
+        """The variances' bits; int32."""
+        return _bits(self.tiles(start, stop))
 
 
-def _variance(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The models' variance at each element (of the population), float32.
+def _bits(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The models' variance at each element (of the population): a float32's bits, as int32.
 
     From the differences to the first model, of which the largest is no larger than the spread:
     nothing cancels, and equal models have exactly 0.
@@ -125,7 +126,7 @@ def _variance(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
     total = mean.square()
     for gap in gaps:
         total.add_(gap.sub_(mean).square_())
-    return total.div_(size)
+    return total.div_(size).view(torch.int32)
 
 
 def _weights(squares: Sequence[float], numel: int) -> list[float]:
@@ -135,36 +136,61 @@ def _weights(squares: Sequence[float], numel: int) -> list[float]:
     return [square / total for square in squares]
 
 
-def _merged(base: torch.Tensor, deltas: _Deltas, chosen: _Chosen) -> Pass:
-    weights = _weights(chosen.squares, base.numel())
-    start_from = base.reshape(-1)
+def _merged(base: torch.Tensor, tensors: Sequence[torch.Tensor], chosen: _Chosen) -> Pass:
+    def single(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.tensor([value], dtype=dtype, device=base.device)
 
-    def piece(start: int, stop: int) -> torch.Tensor:
-        change = fuse(deltas.tiles(start, stop, chosen.limit), weights)
-        return change.add_(start_from[start:stop])
+    factors = [single(weight) for weight in _weights(chosen.squares, base.numel())]
+    if chosen.limit is not None:
+        factors.append(single(chosen.limit.bits, torch.int32))
+        factors.append(single(chosen.limit.last, torch.int64))
+    inputs = tuple(x.reshape(-1) for x in (base, *tensors))
+    kernel = fuse if chosen.limit is None else fuse_selected
+    return Pass(kernel, inputs, tuple(factors), Fibres.whole(base.shape))
 
-    return Pass(piece)
 
-
-def fuse(tiles: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Σwδ/Σw over those that agree with the sign of Σδ; 0 where none does.
+def fuse(
+    tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int
+) -> torch.Tensor:
+    """θ₀ + Σwδ/Σw over the models that agree with the sign of Σδ, all elements selected; a kernel.
 
     Args:
-        tiles: the models' task vectors, float32, of one shape.
-        weights: w, one per model.
-
-    Returns:
-        float32, of that shape.
+        tiles: θ₀ and then the models.
+        factors: their w.
+        start: has no effect.
     """
-    total = tiles[0].clone()
-    for tile in tiles[1:]:
-        total.add_(tile)
+    base = tiles[0].to(torch.float32)
+    return base + _fused([tile - base for tile in tiles[1:]], factors)
+
+
+def fuse_selected(
+    tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int
+) -> torch.Tensor:
+    """The same of the elements of largest variance, θ₀ elsewhere; a kernel.
+
+    Args:
+        tiles: θ₀ and then the models.
+        factors: their w, and a limit's ``bits`` and ``last``.
+        start: the index of the tiles' first element.
+    """
+    *weights, least, last = factors
+    base = tiles[0].to(torch.float32)
+    deltas = [tile - base for tile in tiles[1:]]
+    keep = among(_bits(deltas), start, least, last).to(torch.float32)
+    return base + _fused([delta * keep for delta in deltas], weights)
+
+
+def _fused(deltas: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Σwδ/Σw over those that agree; 0 where none does."""
+    total = deltas[0]
+    for delta in deltas[1:]:
+        total = total + delta
     # Turned by the elected sign, those that agree are positive. (It can be - for -0: then all
-    # tiles are 0, and none agrees.)
+    # are 0, and none agrees.)
     sign = torch.copysign(torch.ones_like(total), total)
-    change, divisor = total.zero_(), torch.zeros_like(total)
-    for tile, weight in zip(tiles, weights, strict=True):
-        agreeing = (tile * sign).relu_()
-        change.add_(agreeing.mul(weight))
-        divisor.add_(agreeing.sign_().mul_(weight))
+    change, divisor = torch.zeros_like(total), torch.zeros_like(total)
+    for delta, weight in zip(deltas, weights, strict=True):
+        agreeing = (delta * sign).relu_()
+        change = change.add_(agreeing * weight)
+        divisor = divisor.add_(agreeing.sign_().mul_(weight))
     return change.mul_(sign).div_(divisor.clamp_(min=_SMALLEST_DIVISOR))

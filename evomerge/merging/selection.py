@@ -46,15 +46,24 @@ class Limit:
     bits: int
     last: int
 
-    def above(self, bits: torch.Tensor, start: int) -> torch.Tensor:
-        """Whether elements from ``start`` on are among them; booleans, of ``bits``'s shape."""
-        if start > self.last:
-            return bits > self.bits
-        chosen = bits >= self.bits
-        tail = self.last + 1 - start
-        if tail < len(bits):
-            chosen[tail:] = bits[tail:] > self.bits
-        return chosen
+
+def among(
+    bits: torch.Tensor, start: int, least: int | torch.Tensor, last: int | torch.Tensor
+) -> torch.Tensor:
+    """Whether numbers are among the largest.
+
+    Args:
+        bits: of the numbers from element ``start`` on, shape [size], size < 2³¹.
+        start: their first index.
+        least, last: a :class:`Limit`'s ``bits`` and ``last``.
+
+    Returns:
+        Booleans, shape [size].
+    """
+    size = len(bits)
+    end = torch.as_tensor(last - start).clamp(-1, size).to(torch.int32)
+    late = torch.arange(size, dtype=torch.int32, device=bits.device) > end
+    return bits >= late.to(torch.int32) + least  # an equal one that comes late must be larger
 
 
 def count(bits: Bits, numel: int, device: torch.device) -> Counts:
@@ -130,9 +139,11 @@ def keep_middle(sizes: torch.Tensor, density: float, gamma: float) -> torch.Tens
     if end - first in (0, len(flat)):
         return torch.full_like(sizes, end > first, dtype=torch.bool)
     counts = count(bits, len(flat), flat.device)
-    kept = limit(bits, counts, end, len(flat)).above(flat, 0)
+    lower = limit(bits, counts, end, len(flat))
+    kept = among(flat, 0, lower.bits, lower.last)
     if first:
-        kept &= ~limit(bits, counts, first, len(flat)).above(flat, 0)
+        upper = limit(bits, counts, first, len(flat))
+        kept &= ~among(flat, 0, upper.bits, upper.last)
     return kept.view(sizes.shape)
 
 

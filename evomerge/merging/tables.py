@@ -1,4 +1,4 @@
-"""The two tables of numbers that a kernel is given: a row for each kind, a column for each model."""
+"""The two tables of numbers that a kernel gets: a row for each kind, a column for each model."""
 
 from __future__ import annotations
 

@@ -191,10 +191,10 @@ class _Resolver:
         }
         values: dict[str, float] = {"weight": 1.0, "density": 1.0, "epsilon": 0.0}
         places: dict[str, str] = {}
+        levels = self._recipe.levels(tensor.block, source)
         for parameter, default in defaults.items():
             if parameter not in self._reads:
                 continue
-            levels = self._recipe.levels(tensor.block, source)
             found, place = lookup(levels, parameter, name, tensor.t)
             places[parameter] = place or source.place
             if found is None and default is None:

@@ -31,13 +31,11 @@ _TOP: dict[str, Draw] = {
     "t": _gradient(0.1, 0.9),
     "select_topk": _gradient(0.2, 0.8),
 }
-_PAIRS = {"slerp": 1, "nuslerp": 2}
-"""Methods that take just so many models beside the base."""
 
 
 def models_of(method: str, family: Family) -> int:
     """How many fine-tuned models a method's recipe reads."""
-    return min(_PAIRS.get(method, len(family.tuned)), len(family.tuned))
+    return len(family.tuned[: METHODS[method].most])
 
 
 def reads_base(method: str) -> bool:

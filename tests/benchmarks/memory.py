@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from evomerge.merging import MergeEngine
 from evomerge.recipe import Recipe
 from tests.benchmarks.candidates import candidate
 from tests.benchmarks.models import Family, empty_model, ensure_family
@@ -34,10 +35,12 @@ class Peak:
             everything kept and everything passing.
         program: what the bare program had grown by after a merge of one small layer: compiled
             kernels and the libraries behind them, whatever the models' size.
+        mapped: of ``bytes``, at the end: pages of files, which are the system's to take back.
     """
 
     bytes: int
     program: int
+    mapped: int
 
 
 def measure_peak(folder: Path, shape: Shape, count: int, method: str, threads: int) -> Peak | None:
@@ -72,18 +75,22 @@ def main() -> None:
     bare = _status("VmRSS")
     _merge(ensure_family(folder, shape.one_layer(), job["count"]), job["method"])
     _give_back()
-    before = _status("VmRSS")
+    before, mapped = _status("VmRSS"), _status("RssFile")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    _merge(ensure_family(folder, shape, job["count"]), job["method"])
-    print(json.dumps(asdict(Peak(_status("VmHWM") - before, before - bare))))
+    held = _merge(ensure_family(folder, shape, job["count"]), job["method"])
+    growth = _status("VmHWM") - before
+    print(json.dumps(asdict(Peak(growth, before - bare, _status("RssFile") - mapped))))
+    del held
 
 
-def _merge(family: Family, method: str) -> None:
+def _merge(family: Family, method: str) -> MergeEngine:
+    """Merge some candidates; gives the engine, so that it can be looked at while it lives."""
     cpu = torch.device("cpu")
     engine = build_engine(family, method, cpu)
     live = empty_model(family.shape, cpu)
     for number in range(_CANDIDATES):
         engine.merge_into(live, Recipe.from_yaml(candidate(family, method, number)))
+    return engine
 
 
 def _give_back() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -41,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.workdir.mkdir(parents=True, exist_ok=True)
     family = ensure_family(options.workdir, options.shape, options.models)
     device = torch.device(options.device)
+    load = _load()
     live, copies = empty_model(family.shape, device), CopyBandwidth(device, options.copy_bytes)
     results = []
     for method in options.methods:
         print(f"{method} …", file=sys.stderr)
         results.append(_measure(family, method, live, copies, options))
-    conditions = _conditions(options, device)
+    conditions = {**_conditions(options, device), "load of the machine": f"{load} … {_load()}"}
     show(results, conditions)
     if options.json:
         data = {"conditions": conditions, "results": [result.data() for result in results]}
@@ -126,6 +128,15 @@ def _conditions(options: argparse.Namespace, device: torch.device) -> dict[str, 
         "repetitions": f"{options.repetitions} of ours, {options.mergekit_repetitions} of mergekit",
         "torch": torch.__version__,
     }
+
+
+def _load() -> str:
+    """Processes that want a core, this one too; more than there are cores, and no time is right.
+
+    Threads that wait for one another at each operation's end wait for strangers then: merges that
+    took 8 s on an idle machine of two cores took 360 s at a load of 5, and 45 s with one thread.
+    """
+    return f"{os.getloadavg()[0]:.1f} of {os.cpu_count()}"
 
 
 def _processor() -> str:

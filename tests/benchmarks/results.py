@@ -136,6 +136,8 @@ class Result:
         if self.peak is not None:
             models = self.peak.bytes / self.shape.nbytes
             yield _at_most("peak memory", models, "models", target)
+            mapped = number(self.peak.mapped / self.shape.nbytes, "models")
+            yield Figure("of which files mapped, at the end", mapped)
             program = number(self.peak.program / 1e6, "MB")
             yield Figure("the program itself, beside that", program)
         if self.ours.gpu_peak is not None:

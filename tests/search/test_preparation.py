@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, InputError, SpaceError
 from evomerge.merging import MergeEngine
 from evomerge.recipe import Recipe
@@ -101,6 +102,39 @@ def test_baselines_are_the_models_themselves(
         for (name, tensor), (_, own) in zip(engine.tensors(recipe), alone, strict=True):
             torch.testing.assert_close(tensor, own, rtol=1e-5, atol=1e-6, msg=f"{label}: {name}")
     assert planned["uniform"].genome is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "models", "genome", "inside"),
+    [
+        ("slerp", 1, {"t": [0.0, 1.0], "layers": {"groups": 2}}, {"base", "only add", "uniform"}),
+        ("nuslerp", 2, {"weight": [0.0, 1.0]}, {"only add", "only count", "uniform"}),
+        ("sce", 3, {"select_topk": [0.1, 1.0]}, {"uniform"}),
+        (["model_stock", "sce"], 2, {"select_topk": [0.1, 1.0]}, {"uniform model_stock"}),
+        (["slerp", "task_arithmetic"], 1, {"t": [0.0, 1.0]}, {"base", "uniform slerp"}),
+    ],
+)
+def test_baselines_of_methods_that_have_no_weights(
+    quickstart: SearchSpace,
+    tmp_path: Path,
+    method: object,
+    models: int,
+    genome: dict[str, object],
+    inside: set[str],
+) -> None:
+    names = [str(model) for model in quickstart.models[:models]]
+    space = variant(quickstart, tmp_path, merge_method=method, models=names, genome=genome)
+    engine = MergeEngine(space.base_model, space.models)
+    planned = {baseline.label: baseline for baseline in baselines(space, 6)}
+    assert inside <= {label for label, one in planned.items() if one.genome is not None}
+    alone = {f"only {label}": model for model, label in labels(space.models).items()}
+    for label, reference in {"base": space.base_model, **alone}.items():
+        own = Checkpoint.open(str(reference))
+        for name, tensor in engine.tensors(Recipe.from_yaml(planned[label].recipe)):
+            torch.testing.assert_close(tensor, own.tensor(name), rtol=1e-5, atol=1e-6, msg=name)
+    for label, one in planned.items():
+        if label.startswith("uniform"):
+            assert all(t.isfinite().all() for _, t in engine.tensors(Recipe.from_yaml(one.recipe)))
 
 
 def test_baseline_outside_the_bounds_has_a_recipe_and_no_genome(
