@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.comparing import compare
+from evomerge.checkpoints.comparing import compare, renumbered, vocabulary_faults
+from evomerge.checkpoints.merged_tokenizer import MergedTokenizer, MergedVocabulary
 from evomerge.checkpoints.spreading import spread
+from evomerge.checkpoints.tokens import TokenTable
+from evomerge.checkpoints.tying import input_embedding, token_tensors
+from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.checkpoints.writing import WrittenModel, write_model
 
-__all__ = ["Checkpoint", "WrittenModel", "compare", "spread", "write_model"]
+__all__ = [
+    "Checkpoint",
+    "MergedTokenizer",
+    "MergedVocabulary",
+    "TokenTable",
+    "Vocabulary",
+    "WrittenModel",
+    "compare",
+    "input_embedding",
+    "renumbered",
+    "spread",
+    "token_tensors",
+    "vocabulary_faults",
+    "write_model",
+]

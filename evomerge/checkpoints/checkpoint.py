@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from evomerge.checkpoints.configuration import layer_count, text_section
-from evomerge.checkpoints.folders import ADAPTER_CONFIG, CONFIG, locate
+from evomerge.checkpoints.configuration import layer_count, read_config, text_section
+from evomerge.checkpoints.folders import ADAPTER_CONFIG, locate
 from evomerge.checkpoints.living import (
     load_config,
     load_model,
@@ -20,13 +20,13 @@ from evomerge.checkpoints.living import (
     load_tokenizer,
 )
 from evomerge.checkpoints.stored import StoredTensors
-from evomerge.checkpoints.tying import input_embedding
+from evomerge.checkpoints.tokens import TokenTable
+from evomerge.checkpoints.tying import input_embedding, token_tensors
 from evomerge.checkpoints.vocabulary import Vocabulary, read_vocabulary, vocabulary_file
 from evomerge.checkpoints.weights import (
     Entry,
     commonest_float,
     find_weights,
-    read_json,
 )
 from evomerge.errors import CheckpointError, Fault
 from evomerge.references import ModelReference
@@ -55,7 +55,7 @@ class Checkpoint:
         self.reference = reference
         self.folder = folder
         self.trust_remote_code = trust_remote_code
-        self.config = _read_config(folder, reference)
+        self.config = read_config(folder, reference)
         self._fingerprint: str | None = None
         self._stored = StoredTensors(find_weights(folder), self._has_tied_head, adapter_folder)
         if adapter_folder is not None and "vocab_size" in self.config:
@@ -148,6 +148,11 @@ class Checkpoint:
         return int(text_section(self.config).get("vocab_size", 0))
 
     @property
+    def token_tensors(self) -> tuple[str, ...]:
+        """The tensors with a row (or an entry) per token: embeddings, output head, its bias."""
+        return token_tensors(self._stored.entries)
+
+    @property
     def nbytes(self) -> int:
         """Size of the stored tensors in bytes."""
         return sum(entry.nbytes for entry in self._stored.entries.values())
@@ -185,6 +190,17 @@ class Checkpoint:
     def vocabulary(self) -> Vocabulary | None:
         """Tokens and their numbers; None where the tokenizer's files do not tell in plain text."""
         return read_vocabulary(self.tokenizer_folder)
+
+    @cached_property
+    def token_table(self) -> TokenTable | None:
+        """Tokens and their numbers as transformers has them; None where there is no tokenizer.
+
+        Raises:
+            CheckpointError: the tokenizer cannot be loaded.
+        """
+        if vocabulary_file(self.tokenizer_folder) is None:
+            return None
+        return TokenTable.of(self.tokenizer())
 
     def tokenizer(self) -> Any:
         """transformers' tokenizer.
@@ -270,21 +286,6 @@ def _parsed(reference: ModelReference | str) -> ModelReference:
         return ModelReference.parse(reference)
     except ValueError as problem:
         raise CheckpointError([Fault(repr(reference), str(problem))]) from problem
-
-
-def _read_config(folder: Path, model: ModelReference) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file():
-        if (folder / ADAPTER_CONFIG).is_file():
-            problem = f"is an adapter, not a model; name it after its base: base+{model.path}"
-        else:
-            problem = f"has no {CONFIG}; a folder that transformers' save_pretrained wrote has one"
-        raise CheckpointError([Fault(str(folder), problem)])
-    config = read_json(folder / CONFIG)
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "quantization_config")
-        problem = f"is quantised ({method}); merge the model that it was made from"
-        raise CheckpointError([Fault(str(model), problem)])
-    return config
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

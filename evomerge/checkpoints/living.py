@@ -73,6 +73,32 @@ def load_model_from(
     return live
 
 
+def resize(model: Any, height: int, values: Mapping[str, Any], place: str) -> torch.nn.Module:
+    """A live model with another number of rows for tokens, the new ones without particular values.
+
+    Args:
+        model: one of transformers' models.
+        height: how many rows embeddings and output head get.
+        values: what its configuration says otherwise.
+        place: names the model in messages.
+    """
+    with _explained(place, trust_remote_code=False), torch.random.fork_rng(devices=[]):
+        # Numbers beyond the new rows would be refused as padding while it is resized.
+        _configure(model, values)
+        model.resize_token_embeddings(height, mean_resizing=False)
+    model.requires_grad_(False)
+    live: torch.nn.Module = model.eval()
+    return live
+
+
+def _configure(model: Any, values: Mapping[str, Any]) -> None:
+    text = model.config.get_text_config()
+    for config in (model.config, text, getattr(model, "generation_config", None)):
+        for key, value in values.items():
+            if key.endswith("_token_id") and hasattr(config, key):
+                setattr(config, key, value)
+
+
 def _load(
     build: Callable[..., Any],
     config: Any,

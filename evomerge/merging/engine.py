@@ -17,10 +17,12 @@ from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
 from evomerge.merging.layout import make_layout
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge_bounded
+from evomerge.merging.planning import Presentation
 from evomerge.merging.programs import Programs
 from evomerge.merging.sources import MergedModel, Source, Stored
 from evomerge.merging.taskvectors import Memory
 from evomerge.merging.trimming import measure
+from evomerge.merging.vocabularies import Target
 from evomerge.merging.whole import Whole
 from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
@@ -55,9 +57,14 @@ class MergeEngine:
         resident: hold all tensors in memory (for many recipes); else read them as they are needed
             (for one).
 
+        vocabulary_of: a recipe whose vocabulary the merged models have (``tokenizer_source``); all
+            others must ask for the same one. None is for recipes that do not say.
+
     Raises:
         CheckpointError: a model cannot be read, or holds NaN or infinity (with ``resident``; else
-            when the tensor's turn comes).
+            when the tensor's turn comes), or models number their tokens otherwise.
+        RecipeError: ``vocabulary_of`` names models that are not held, or asks for tokens that
+            cannot be had.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class MergeEngine:
         *,
         device: torch.device | str = "cpu",
         resident: bool = True,
+        vocabulary_of: Recipe | None = None,
     ) -> None:
         self._sources: dict[ModelReference, Source] = {}
         for model in [*([base_model] if base_model is not None else []), *models]:
@@ -75,6 +83,8 @@ class MergeEngine:
                 self._sources[reference] = _source(model, torch.device(device), resident)
         if not self._sources:
             raise ValueError("an engine needs at least one model")
+        self._presentation = Presentation(self._sources, vocabulary_of, resident=resident)
+        self._sources = self._presentation.sources
         self._resident = resident
         held = sum(source.nbytes for source in self._sources.values())
         self._memory = Memory(held + _ROOM) if resident else None
@@ -128,6 +138,26 @@ class MergeEngine:
     def like(self) -> Checkpoint:
         """The stored model that merged ones have configuration and tokenizer of."""
         return self._first.like
+
+    @property
+    def target(self) -> Target:
+        """The merged models' vocabulary, and what it takes to present the models in it."""
+        return self._presentation.target
+
+    def load_model(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> torch.nn.Module:
+        """A live model to merge into: ``like``, as tall as the merged models' vocabulary.
+
+        Args:
+            dtype: of its parameters; None is the checkpoint's.
+            device: where they lie.
+
+        Raises:
+            CheckpointError: transformers cannot build it.
+        """
+        live = self.like.load_model(dtype=dtype, device=device)
+        return self.target.vocabulary.fitted(live, self.like)
 
     @property
     def nbytes(self) -> int:
@@ -282,13 +312,7 @@ class MergeEngine:
         return dtype if stored.is_floating_point else stored
 
     def _resolve(self, recipe: Recipe) -> tuple[TensorMerge, ...]:
-        strangers = [model for model in recipe.models_named if model not in self._sources]
-        if strangers:
-            held = ", ".join(str(reference) for reference in self._sources)
-            raise RecipeError(
-                Fault(recipe.place, f"{model} is not among the models held: {held}")
-                for model in strangers
-            )
+        self._presentation.check(recipe)
         specs = resolve(recipe, self._layout)
         self._check_names(specs, recipe)
         return specs

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints import Checkpoint, MergedVocabulary
 from evomerge.references import ModelReference
 
 
@@ -73,12 +73,14 @@ class MergedModel:
         tensors: name → tensor.
         layers: for each of its layers the one of ``like`` that it is made like, where layers were
             stacked; None: the same ones.
+        vocabulary: its tokens, where they are not those of ``like``.
     """
 
     reference: ModelReference
     like: Checkpoint
     tensors: Mapping[str, torch.Tensor]
     layers: tuple[int, ...] | None = None
+    vocabulary: MergedVocabulary | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -160,6 +162,12 @@ class Stored:
             # A tied tensor's other name.
             self._kept[name] = self._read(name)
         return self._kept[name]
+
+    def release(self, names: Iterable[str]) -> None:
+        """Keep these no longer; each is read again should it be asked for."""
+        for name in names:
+            if self._kept is not None:
+                self._kept.pop(name, None)
 
     def _read(self, name: str) -> torch.Tensor:
         return self.like.tensor(name, check=True).to(self._device)
