@@ -9,6 +9,7 @@ from evomerge.merging.masks import uniform
 from evomerge.merging.methods import merge
 from evomerge.merging.sources import MergedModel
 from evomerge.merging.stages import StagedEngine
+from evomerge.merging.vocabularies import Target
 
 __all__ = [
     "DTYPES",
@@ -16,6 +17,7 @@ __all__ = [
     "MergeSummary",
     "MergedModel",
     "StagedEngine",
+    "Target",
     "layout_of",
     "make_layout",
     "merge",

@@ -56,7 +56,6 @@ class MergeEngine:
         device: where the models are held and the arithmetic is done.
         resident: hold all tensors in memory (for many recipes); else read them as they are needed
             (for one).
-
         vocabulary_of: a recipe whose vocabulary the merged models have (``tokenizer_source``); all
             others must ask for the same one. None is for recipes that do not say.
 
@@ -77,10 +76,12 @@ class MergeEngine:
         vocabulary_of: Recipe | None = None,
     ) -> None:
         self._sources: dict[ModelReference, Source] = {}
+        spare = _spare(vocabulary_of)
         for model in [*([base_model] if base_model is not None else []), *models]:
             reference = _reference(model)
             if reference not in self._sources:
-                self._sources[reference] = _source(model, torch.device(device), resident)
+                held = resident and reference not in spare
+                self._sources[reference] = _source(model, torch.device(device), held)
         if not self._sources:
             raise ValueError("an engine needs at least one model")
         self._presentation = Presentation(self._sources, vocabulary_of, resident=resident)
@@ -94,26 +95,35 @@ class MergeEngine:
         self._layout = _layout(self._first)
 
     def sharing(
-        self, models: Sequence[ModelReference], results: Mapping[ModelReference, Source]
+        self,
+        recipe: Recipe,
+        results: Mapping[ModelReference, Source],
+        target: Target | None = None,
     ) -> MergeEngine:
         """An engine of models that this one holds, which stay where they are, and of others.
 
         It remembers nothing of merges that the others have part in: they may change.
 
         Args:
-            models: which, in the order that a new engine would have them in.
+            recipe: names which, in the order that a new engine would have them in, and says the
+                vocabulary.
             results: the others, such as the results of a recipe's earlier stages.
+            target: the recipe's vocabulary, if it is known already.
 
         Raises:
             RecipeError: a model is among neither.
         """
-        strangers = [one for one in models if one not in results and one not in self._sources]
+        models, plain = recipe.models_named, self._presentation.plain
+        strangers = [one for one in models if one not in results and one not in plain]
         if strangers:
             raise RecipeError(Fault(str(one), "is not among the models held") for one in strangers)
         other = copy(self)
-        other._sources = {one: results.get(one) or self._sources[one] for one in models}
-        if any(one in results for one in models):
-            other._memory = None
+        passing = any(one in results for one in models)
+        sources = {one: results.get(one) or plain[one] for one in models}
+        keep = self._memory is not None and not passing
+        other._presentation = Presentation(sources, recipe, resident=keep, target=target)
+        other._sources = other._presentation.sources
+        other._memory = Memory() if keep else None
         other._first = next(iter(other._sources.values()))
         other._layout = _layout(other._first)
         return other
@@ -353,6 +363,14 @@ def _reference(model: Model) -> ModelReference:
         return ModelReference.parse(model)
     except ValueError as problem:
         raise CheckpointError([Fault(repr(model), str(problem))]) from problem
+
+
+def _spare(recipe: Recipe | None) -> set[ModelReference]:
+    """The models that only give a tokenizer, or rows for its tokens."""
+    if recipe is None:
+        return set()
+    merged = {source.model for block in recipe.blocks for source in block.sources}
+    return set(recipe.models_named) - merged
 
 
 def _source(model: Model, device: torch.device, resident: bool) -> Source:

@@ -24,21 +24,30 @@ _WHOLE: dict[str, Any] = {"density": 1.0, "lambda_": 1.0, "trim": 1.0, "select_t
 """A model as it is needs every element, and lambda 1."""
 
 
-def baselines(space: SearchSpace, num_layers: int) -> list[PlannedBaseline]:
+def baselines(
+    space: SearchSpace, num_layers: int, *, one_vocabulary: bool = True
+) -> list[PlannedBaseline]:
     """The baselines of a space, the base model first.
 
     Args:
         space: the search space.
         num_layers: of its models.
+        one_vocabulary: whether the models' rows stand for the same tokens as they are. Else the
+            recipe of one model names the others too, at weight 0: what the merged vocabulary is
+            depends on all of them. A base that no recipe of the space names has no such recipe.
     """
     bases = _bases(space)
-    planned = [_alone(BASE, space, bases[0], num_layers)] if bases else []
+    named = one_vocabulary or space.stages or bases[:1] == list(_participants(space))[:1]
+    planned = [_alone(BASE, space, bases[0], num_layers, one_vocabulary)] if bases and named else []
     tuned = [model for _, stage in space.every_stage for model in stage.models]
     stored = [model for model in dict.fromkeys(tuned) if model in space.stored_models]
     if not space.stages:
         stored = list(space.models)
     names = labels([model for model in stored if not space.stages or model not in bases])
-    planned += [_alone(f"only {label}", space, model, num_layers) for model, label in names.items()]
+    planned += [
+        _alone(f"only {label}", space, model, num_layers, one_vocabulary)
+        for model, label in names.items()
+    ]
     for method in space.methods:
         if len(space.models) > 1 or method == "slerp":
             label = UNIFORM if len(space.methods) == 1 else f"{UNIFORM} {method}"
@@ -59,8 +68,17 @@ def _bases(space: SearchSpace) -> list[ModelReference]:
     return [model for model in named if model is not None and model in space.stored_models]
 
 
+def _participants(space: SearchSpace) -> tuple[ModelReference, ...]:
+    """The models that the recipes of a space of one stage name, in their order."""
+    named = space.base_model is not None and (
+        METHODS[space.methods[0]].takes_base or space.base_model in space.models
+    )
+    base = (space.base_model,) if space.base_model is not None and named else ()
+    return tuple(dict.fromkeys((*base, *space.models)))
+
+
 def _alone(
-    label: str, space: SearchSpace, model: ModelReference, num_layers: int
+    label: str, space: SearchSpace, model: ModelReference, num_layers: int, one_vocabulary: bool
 ) -> PlannedBaseline:
     """A stored model as it is: a point of the space if it can be, else a blend of one."""
     names = space.labels
@@ -69,11 +87,17 @@ def _alone(
         genome = space.encode(num_layers, weights, **_WHOLE)
         if genome is not None:
             return PlannedBaseline(label, decode(space, genome, num_layers), genome)
-    mapping = {
+    listed = (model,) if one_vocabulary else _participants(space)
+    mapping: dict[str, Any] = {
         "merge_method": "linear",
-        "models": [{"model": model.as_data(), "parameters": {"weight": 1.0}}],
+        "models": [
+            {"model": one.as_data(), "parameters": {"weight": float(one == model)}}
+            for one in listed
+        ],
         **_types(space),
     }
+    if len(listed) > 1 and space.base_model in listed and space.base_model is not None:
+        mapping["base_model"] = space.base_model.as_data()
     return PlannedBaseline(label, Recipe.from_mapping(mapping, label).to_yaml(), None)
 
 

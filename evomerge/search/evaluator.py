@@ -38,8 +38,8 @@ class EvaluatorPlan:
     """Everything a worker needs to know; small, and it pickles.
 
     Args:
-        base: the model whose shape and tokenizer the live model has: the one that task vectors are
-            taken from, or the first where there is none.
+        base: the model whose shape the live model has, vocabulary apart: the one that task vectors
+            are taken from, or the first where there is none.
         models: the other stored models that recipes name.
         dtype: of the live model: ``float32``, ``bfloat16``, ``float16``.
         requests: what is scored.
@@ -50,6 +50,8 @@ class EvaluatorPlan:
             host memory, where the merges are made.
         threads: CPU threads; None leaves torch's own number.
         trust_remote_code: whether models may bring their own code.
+        vocabulary_of: any of the recipes that are to come (YAML): the live model and the tokenizer
+            have the vocabulary that they all ask for. None is the base's.
     """
 
     base: ModelReference
@@ -62,6 +64,7 @@ class EvaluatorPlan:
     spread: bool = False
     threads: int | None = None
     trust_remote_code: bool = False
+    vocabulary_of: str | None = None
 
     def __call__(self) -> CandidateEvaluator:
         """Build the evaluator; called in the worker's process."""
@@ -83,11 +86,14 @@ class CandidateEvaluator:
             torch.set_num_threads(plan.threads)
         self._plan = plan
         self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
         held = "cpu" if plan.spread else self._device
-        self._engine = StagedEngine([base, *plan.models], device=held)
-        self._tokenizer = base.tokenizer()
-        self._model: torch.nn.Module = base.load_model(dtype=DTYPES[plan.dtype], device=held)
+        recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
+        self._engine = staged_engine_of(plan, recipes, device=held)
+        target = self._engine.target_of(recipes)
+        self._tokenizer = target.vocabulary.tokenizer.load()
+        base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
+        live = base.load_model(dtype=DTYPES[plan.dtype], device=held)
+        self._model: torch.nn.Module = target.vocabulary.fitted(live, base)
         if plan.spread:
             self._model = spread(self._model, str(plan.base))
         self._scorers: dict[str, Scorer] = {}
@@ -121,6 +127,34 @@ class CandidateEvaluator:
             import torch
 
             torch.cuda.synchronize()
+
+
+def staged_engine_of(
+    plan: EvaluatorPlan,
+    recipes: Sequence[Recipe] | None,
+    *,
+    device: str = "cpu",
+    resident: bool = True,
+) -> StagedEngine:
+    """The engine of a plan: its models, and one that only gives a tokenizer.
+
+    Args:
+        plan: what to build.
+        recipes: the stages of ``plan.vocabulary_of``.
+        device: where the models are held.
+        resident: whether they are held in memory.
+
+    Raises:
+        InputError: a model cannot be read, or the models' tokens do not fit.
+    """
+    stages = {ModelReference(str(recipe.name)) for recipe in (recipes or ())[:-1]}
+    named = [model for recipe in recipes or () for model in recipe.models_named]
+    models = [
+        Checkpoint.open(one, trust_remote_code=plan.trust_remote_code)
+        for one in dict.fromkeys([plan.base, *plan.models, *named])
+        if one not in stages
+    ]
+    return StagedEngine(models, device=device, resident=resident, vocabulary_of=recipes)
 
 
 @dataclass(frozen=True)
@@ -167,9 +201,10 @@ def live_model(
     if engine.layers(source[-1]) is not None:
         problem = "changes the layers; write the model with `evomerge merge`, then evaluate that"
         raise RecipeError([Fault(source[-1].place, problem)])
-    model = engine.like.load_model(dtype=engine.dtype(source[-1]), device=where)
+    model = engine.load_model(dtype=engine.dtype(source[-1]), device=where)
     engine.merge_into(model, source[-1])
-    return LoadedModel(model.to(wanted) if wanted else model, engine.like.tokenizer(), where)
+    tokenizer = engine.target.vocabulary.tokenizer.load()
+    return LoadedModel(model.to(wanted) if wanted else model, tokenizer, where)
 
 
 def score(loaded: LoadedModel, requests: Sequence[TaskRequest], setting: Setting) -> Scores:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints import Checkpoint, compare
+from evomerge.checkpoints import Checkpoint, MergedVocabulary, compare
 from evomerge.errors import CheckpointError, Fault, InputError, SpaceError
 from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
-from evomerge.merging import DTYPES, layout_of
+from evomerge.merging import DTYPES, Target, layout_of
 from evomerge.recipe import read_recipes, resolve
-from evomerge.search.baselines import baselines, decode
-from evomerge.search.evaluator import EvaluatorPlan, items_of
+from evomerge.references import ModelReference
+from evomerge.search.baselines import BASE, baselines, decode
+from evomerge.search.evaluator import EvaluatorPlan, items_of, staged_engine_of
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.verdict import FEWEST
 from evomerge.search.workers import Resources
@@ -43,6 +44,7 @@ class Preparation:
         search_items, holdout_items: the items of each part; the latter None where nothing is held
             out, with the reason among ``notes``.
         notes: what the user should know before the search begins.
+        height: how many rows for tokens the merged models have.
     """
 
     space: SearchSpace
@@ -54,17 +56,24 @@ class Preparation:
     search_items: ItemSet
     holdout_items: ItemSet | None
     notes: tuple[str, ...]
+    height: int
 
     @property
     def parameters(self) -> int:
-        """How many elements the models' tensors have."""
+        """How many elements the merged models' tensors have."""
         base = self.checkpoints[0]
-        return sum(math.prod(base.shape(name)) for name in base.names)
+        rows = set(base.token_tensors)
+        return sum(
+            (self.height if name in rows else 1)
+            * math.prod(base.shape(name)[1 if name in rows else 0 :])
+            for name in base.names
+        )
 
     @property
     def worker_bytes(self) -> int:
         """Memory for one worker's models: base, fine-tuned models, and the live model."""
-        resident = sum(checkpoint.nbytes for checkpoint in self.checkpoints)
+        held = {self.plan.base, *self.plan.models}
+        resident = sum(one.nbytes for one in self.checkpoints if one.reference in held)
         return resident + self.parameters * DTYPES[self.plan.dtype].itemsize
 
 
@@ -107,18 +116,24 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     faults = _Faults()
     checkpoints = _open_all(space, faults)
     if checkpoints:
-        faults.add(faults.gather(compare, checkpoints) or (), CheckpointError)
+        unlike = faults.gather(lambda: compare(checkpoints, vocabularies=False))
+        faults.add(unlike or (), CheckpointError)
     faults.check()
     base = checkpoints[0]
     # From here on the type is explicit: recipes say it, and nothing downstream adds a default.
     space = _typed(space, _name(base.torch_dtype))
     genes = faults.gather(space.genes, base.num_layers)
-    planned = faults.gather(baselines, space, base.num_layers) if genes else None
+    plan = evaluator_plan(space, base)
     if genes:
         faults.gather(_resolves, space, genes, base)
-    plan = evaluator_plan(space, base)
-    notes: list[str] = []
-    search_items, held_out = _items(plan, base, hold_out, faults, notes)
+        plan = replace(plan, vocabulary_of=faults.gather(_middle, space, genes, base))
+    target = faults.gather(_target, plan)
+    faults.check()
+    alike = not target.rows and space.tokenizer_source is None
+    planned = baselines(space, base.num_layers, one_vocabulary=alike) if genes else []
+    notes: list[str] = list(target.notes)
+    notes += _left_out(space, planned)
+    search_items, held_out = _items(plan, target.vocabulary, base, hold_out, faults, notes)
     faults.check()
     if not genes:
         raise SpaceError([space.fault(("genome",), "nothing varies: every value is fixed")])
@@ -132,7 +147,8 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
         checkpoints=tuple(checkpoints),
         num_layers=base.num_layers,
         genes=tuple(genes),
-        baselines=tuple(planned or ()),
+        baselines=tuple(planned),
+        height=target.vocabulary.height,
         plan=plan,
         search_items=search_items,
         holdout_items=held_out,
@@ -216,7 +232,14 @@ def with_resources(plan: EvaluatorPlan, resources: Resources) -> EvaluatorPlan:
 
 
 def _open_all(space: SearchSpace, faults: _Faults) -> list[Checkpoint]:
-    opened = [faults.gather(_open, reference, space) for reference in space.stored_models]
+    references = list(space.stored_models)
+    for _, stage in space.every_stage:
+        if stage.tokenizer_source not in (None, "base", "union"):
+            # Its tokenizer, and rows for tokens that nobody else knows; it need not be merged.
+            references.append(ModelReference.parse(str(stage.tokenizer_source)))
+    stages = {ModelReference(stage.name) for stage in space.stages}
+    references = [one for one in dict.fromkeys(references) if one not in stages]
+    opened = [faults.gather(_open, reference, space) for reference in references]
     return [checkpoint for checkpoint in opened if checkpoint is not None]
 
 
@@ -227,18 +250,47 @@ def _open(reference: Any, space: SearchSpace) -> Checkpoint:
 def _resolves(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> None:
     """Resolve the recipes in the genome's middle and corners: what is illegal there shows."""
     layout = layout_of(base)
-    middle = {gene.name: (gene.low + gene.high) / 2 for gene in genes}
-    lowest = {gene.name: gene.low for gene in genes}
-    highest = {gene.name: gene.high for gene in genes}
-    for genome in (middle, lowest, highest):
-        for recipe in read_recipes(decode(space, genome, base.num_layers)):
+    for text in (_middle(space, genes, base), *_corners(space, genes, base)):
+        for recipe in read_recipes(text):
             resolve(recipe, layout)
 
 
+def _corners(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> list[str]:
+    lowest = {gene.name: gene.low for gene in genes}
+    highest = {gene.name: gene.high for gene in genes}
+    return [decode(space, genome, base.num_layers) for genome in (lowest, highest)]
+
+
+def _middle(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> str:
+    """The recipe in the genome's middle (YAML)."""
+    middle = {gene.name: (gene.low + gene.high) / 2 for gene in genes}
+    return decode(space, middle, base.num_layers)
+
+
+def _target(plan: EvaluatorPlan) -> Target:
+    """The merged models' vocabulary, planned from the models' files alone."""
+    recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
+    return staged_engine_of(plan, recipes, resident=False).target_of(recipes)
+
+
+def _left_out(space: SearchSpace, planned: Sequence[PlannedBaseline]) -> list[str]:
+    if space.base_model is None or not planned or any(one.label == BASE for one in planned):
+        return []
+    return [
+        f"{space.base_model} is no baseline: {space.methods_named} does not merge it, and its "
+        "vocabulary is another"
+    ]
+
+
 def _items(
-    plan: EvaluatorPlan, base: Checkpoint, hold_out: bool, faults: _Faults, notes: list[str]
+    plan: EvaluatorPlan,
+    vocabulary: MergedVocabulary,
+    base: Checkpoint,
+    hold_out: bool,
+    faults: _Faults,
+    notes: list[str],
 ) -> tuple[Any, ItemSet | None]:
-    tokenizer = faults.gather(base.tokenizer)
+    tokenizer = faults.gather(vocabulary.tokenizer.load)
     if tokenizer is None:
         return None, None
     config = base.model_config()
