@@ -102,8 +102,10 @@ def _padding(count: int) -> str:
 def _lacking(tokens: Sequence[str], base: ModelReference | None, model: ModelReference) -> str:
     if not tokens:
         return ""
-    whose = "of the base or of models" if base not in (None, model) else "of models"
-    return f"{some(tokens)} that it lacks take the rows {whose} that have them"
+    one = len(tokens) == 1
+    takes, it = ("takes the row", "it") if one else ("take the rows", "them")
+    whose = "of the base, or of models" if base not in (None, model) else "of models"
+    return f"{some(tokens)} that it lacks {takes} {whose} that have {it}"
 
 
 def _moved(count: int) -> str:

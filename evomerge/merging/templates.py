@@ -30,7 +30,7 @@ TEMPLATES = {
     "exaone": (
         "{% for message in messages %}"
         "[|{{ message['role'] }}|]{{ message['content'] }}"
-        "{% if message['role'] != 'user' %}[|endofturn|]{% endif %}\n"
+        "{% if message['role'] != 'user' %}[|endofturn|]{% endif %}{{ '\\n' }}"
         "{% endfor %}"
         "{% if add_generation_prompt %}[|assistant|]{% endif %}"
     ),

@@ -17,6 +17,7 @@ from evomerge.recipe import Recipe, TokenEmbedding, Tokenizer
 from evomerge.references import ModelReference
 
 Numbers = Mapping[str, int]
+_ROW = itemgetter(1)
 
 
 def target_by_token(
@@ -90,7 +91,8 @@ class _Known:
         tokenizers = {model: tokenizer_of(source) for model, source in models.items()}
         tables, notes = _tables(tokenizers)
         numbers = {
-            model: {t: row for t, row in table.ids.items() if row < heights[model]}
+            # In the order of the rows: a tokenizer lists its tokens in the order of a hash table.
+            model: {t: r for t, r in sorted(table.ids.items(), key=_ROW) if r < heights[model]}
             for model, table in tables.items()
         }
         merged = {source.model for block in recipe.blocks for source in block.sources}
@@ -153,7 +155,7 @@ def _union(lead: ModelReference, known: _Known) -> dict[str, Any]:
     special: dict[str, Any] = {}
     for model, numbers in known.merged.items():
         how = known.tables[model].added
-        for token, _ in sorted(numbers.items(), key=itemgetter(1)):
+        for token in numbers:
             if token in there:
                 continue
             if token in how:
@@ -174,7 +176,7 @@ def _numbers(
         numbers: Numbers = tokenizer.table.ids
     else:
         numbers = {**known.merged, **known.spare}[_lead(settings, recipe)]
-    return dict(sorted(numbers.items(), key=itemgetter(1)))
+    return dict(sorted(numbers.items(), key=_ROW))
 
 
 def _given(settings: Tokenizer, recipe: Recipe, known: _Known) -> dict[str, Given]:
