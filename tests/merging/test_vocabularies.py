@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from evomerge.errors import CheckpointError, EvomergeWarning, RecipeError
 from evomerge.merging import MergeEngine, write_merge
 from evomerge.recipe import Recipe
 from evomerge.search.evaluator import live_model
-from tests.merging.speakers import EMBEDDING, HEAD, WORDS, Speaker, blend, blend_text, speaker
+from tests.merging.speakers import (
+    EMBEDDING,
+    HEAD,
+    SPECIAL,
+    WORDS,
+    Speaker,
+    blend,
+    blend_text,
+    speaker,
+)
 from tests.merging.worlds import config_of, rewrite, run_mergekit, same_bits, stored
 
 SHUFFLED = (*WORDS[:3], *WORDS[:2:-1])
@@ -519,3 +529,68 @@ def test_nothing_is_said_where_nothing_happens(base: Speaker, folder: Path, tmp_
         same_bits(stored(tmp_path / str(number)), stored(tmp_path / "0"))
         same = (other if number == 3 else base).folder / "tokenizer.json"
         assert (tmp_path / str(number) / "tokenizer.json").read_bytes() == same.read_bytes()
+
+
+# Other kinds of tokenizers and of models.
+
+
+def trained(text: str) -> Tokenizer:
+    """A byte-level BPE tokenizer, trained."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=40, special_tokens=list(SPECIAL))
+    made.train_from_iterator([text], trainer)
+    return made
+
+
+def test_trained_subwords_that_the_base_lacks_are_added(folder: Path, tmp_path: Path) -> None:
+    made = []
+    texts = ("the cat sat on the mat, the cat sat", "a dog ran to a log and a dog ran")
+    for number, text in enumerate(texts):
+        tokenizer = trained(text)
+        words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+        one = speaker(folder / f"bpe{number}", words, seed=20 + number)
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        ).save_pretrained(one.folder)
+        made.append(one)
+    text = blend_text(made[1], method="task_arithmetic", base=made[0], tokenizer_source="union")
+    agree(text, tmp_path / "mergekit")
+    with pytest.warns(EvomergeWarning, match=r"adds \d+ tokens"):
+        write_merge([Recipe.from_yaml(text)], tmp_path / "out")
+    both = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
+    assert set(both) == {*made[0].tokens, *made[1].tokens}
+    assert all(both[token] == row for row, token in enumerate(made[0].tokens))
+
+
+@pytest.mark.parametrize("taller_base", [False, True])
+def test_an_encoders_head_and_its_bias_are_cut_with_the_embeddings(
+    taller_base: bool, tmp_path: Path
+) -> None:
+    from tests.checkpoints.worlds import make, save
+
+    save(make("bert-head", vocab_size=64), tmp_path / "low")
+    save(make("bert-head", seed=1, vocab_size=70), tmp_path / "high", tokenizer=False)
+    order = ("high", "low") if taller_base else ("low", "high")
+    first, second = (tmp_path / name for name in order)
+    recipe = Recipe.from_mapping(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": str(first),
+            "models": [{"model": str(second), "parameters": {"weight": 0.5}}],
+        }
+    )
+    with pytest.warns(EvomergeWarning, match=r"cls\.predictions\.bias"):
+        write_merge([recipe], tmp_path / "out")
+    engine = MergeEngine(str(first), [str(second)])
+    live = engine.load_model()
+    engine.merge_into(live, recipe)
+    written, start, end = (stored(path) for path in (tmp_path / "out", first, second))
+    height = 70 if taller_base else 64
+    for name in ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias"):
+        expected = start[name].clone()
+        expected[:64] += 0.5 * (end[name][:64] - start[name][:64])
+        assert written[name].shape[0] == height
+        assert close(written[name], expected)
+        assert torch.equal(dict(live.named_parameters())[name], written[name])
+    assert config_of(tmp_path / "out")["vocab_size"] == height
