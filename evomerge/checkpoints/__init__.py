@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.comparing import compare, renumbered, vocabulary_faults
+from evomerge.checkpoints.comparing import compare, renumbered, same_tokenizer, vocabulary_faults
 from evomerge.checkpoints.merged_tokenizer import MergedTokenizer, MergedVocabulary
 from evomerge.checkpoints.spreading import spread
 from evomerge.checkpoints.tokens import TokenTable
@@ -21,6 +21,7 @@ __all__ = [
     "compare",
     "input_embedding",
     "renumbered",
+    "same_tokenizer",
     "spread",
     "token_tensors",
     "vocabulary_faults",

@@ -41,7 +41,7 @@ def compare(checkpoints: Sequence[Checkpoint], *, vocabularies: bool = True) -> 
 
 def vocabulary_faults(first: Checkpoint, other: Checkpoint) -> list[Fault]:
     """What keeps rows of the same number from standing for the same token."""
-    if _same_file(first, other):
+    if same_tokenizer(first, other):
         return []
     try:
         mine, its = first.vocabulary, other.vocabulary
@@ -161,7 +161,8 @@ def _replaced(mine: Vocabulary, its: Vocabulary, rows: int) -> list[tuple[int, s
     return found
 
 
-def _same_file(first: Checkpoint, other: Checkpoint) -> bool:
+def same_tokenizer(first: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two models' vocabularies need no comparing: one file's bytes, or no file at all."""
     paths = [vocabulary_file(c.tokenizer_folder) for c in (first, other)]
     if paths[0] is None or paths[1] is None:
         return True

@@ -9,12 +9,13 @@ from evomerge.checkpoints import (
     MergedVocabulary,
     input_embedding,
     renumbered,
+    same_tokenizer,
     vocabulary_faults,
 )
 from evomerge.errors import CheckpointError, Fault, RecipeError
 from evomerge.merging.rows import Rows, by_number
 from evomerge.merging.sources import MergedModel, Source
-from evomerge.merging.telling import numbers_note
+from evomerge.merging.telling import numbers_note, renamed_note
 from evomerge.merging.templates import chat_template
 from evomerge.merging.tokens import target_by_token
 from evomerge.merging.vocabularies import Target, height_of, tokenizer_of
@@ -110,16 +111,29 @@ def _target_by_number(sources: Mapping[ModelReference, Source], template: str | 
     notes: list[str] = []
     for other in others:
         faults += _renumbered(lead, other)
-        if not faults and height_of(other) != height and height_of(other):
+        if faults:
+            continue
+        if height_of(other) not in (height, 0):
             rows[other.reference] = by_number(height, height_of(other), lead.reference)
             known = tokenizer_of(lead).vocabulary, tokenizer_of(other).vocabulary
             notes.append(numbers_note(lead, other, *known))
+        notes += _renamed(lead, other)
     if faults:
         raise CheckpointError(faults)
     own = tokenizer_of(lead)
     tokenizer = MergedTokenizer(own.like, own.added, template or own.chat_template)
     vocabulary = MergedVocabulary(tokenizer, height or lead.like.vocab_size)
     return Target(vocabulary, rows, tuple(notes))
+
+
+def _renamed(lead: Source, other: Source) -> list[str]:
+    stored = not isinstance(lead, MergedModel) and not isinstance(other, MergedModel)
+    if stored and same_tokenizer(lead.like, other.like):
+        return []
+    mine, its = tokenizer_of(lead).vocabulary, tokenizer_of(other).vocabulary
+    if mine is None or its is None:
+        return []
+    return renamed_note(lead, other, mine, its, min(height_of(lead), height_of(other)))
 
 
 def _renumbered(lead: Source, other: Source) -> list[Fault]:

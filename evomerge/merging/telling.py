@@ -36,6 +36,32 @@ def numbers_note(
     return f"{other.reference}: {what}: {done} ({meant})"
 
 
+def renamed_note(
+    lead: Source, other: Source, mine: Vocabulary, its: Vocabulary, rows: int
+) -> list[str]:
+    """Added tokens that have one number and two names, rows being matched by number.
+
+    Args:
+        lead: the model whose vocabulary the merged one is.
+        other: the other model.
+        mine, its: their vocabularies.
+        rows: how many rows both have.
+    """
+    pairs = [
+        f"{token!r} for {name!r}"
+        for number, name in sorted(mine.tokens.items())
+        if number < rows and (token := its.tokens.get(number, name)) != name
+    ]
+    if not pairs:
+        return []
+    listed = ", ".join(pairs[:_SHOWN]) + (", …" if len(pairs) > _SHOWN else "")
+    count = _count(len(pairs), "token", "tokens")
+    return [
+        f"{other.reference}: renames {count} of {lead.reference} ({listed}): their rows are merged "
+        f"by number, under {lead.reference}'s names"
+    ]
+
+
 def token_notes(
     source: str,
     target: Mapping[str, int],

@@ -264,7 +264,9 @@ def test_a_taller_models_rows_are_cut_and_that_is_said(base: Speaker, hermes: Sp
         assert close(tensors[name], start + 0.5 * (hermes.tensors[name][:12] - start))
     assert notes(recipe, [base, hermes]) == [
         "hermes: has 16 rows in lm_head.weight and model.embed_tokens.weight, but 12 in base: rows "
-        "12 … 15 are left out (they stand for 1 token ('<tool>'))"
+        "12 … 15 are left out (they stand for 1 token ('<tool>'))",
+        "hermes: renames 1 token of base ('<chat>' for 'w8'): their rows are merged by number, "
+        "under base's names",
     ]
     assert engine.target.vocabulary.height == 12
 
@@ -278,7 +280,9 @@ def test_a_base_taller_than_a_model_keeps_its_own_rows(base: Speaker, hermes: Sp
     assert close(tensors[EMBEDDING][:12], expected)
     assert notes(recipe, [base, hermes]) == [
         "base: has 12 rows in lm_head.weight and model.embed_tokens.weight, of 16 in hermes: rows "
-        "12 … 15 are hermes's (they stand for 1 token ('<tool>'))"
+        "12 … 15 are hermes's (they stand for 1 token ('<tool>'))",
+        "base: renames 1 token of hermes ('w8' for '<chat>'): their rows are merged by number, "
+        "under hermes's names",
     ]
 
 
