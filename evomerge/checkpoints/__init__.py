@@ -7,7 +7,7 @@ from evomerge.checkpoints.comparing import compare, renumbered, same_tokenizer, 
 from evomerge.checkpoints.merged_tokenizer import MergedTokenizer, MergedVocabulary
 from evomerge.checkpoints.spreading import spread
 from evomerge.checkpoints.tokens import TokenTable
-from evomerge.checkpoints.tying import input_embedding, token_tensors
+from evomerge.checkpoints.tying import input_embedding, is_head, token_tensors
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.checkpoints.writing import WrittenModel, write_model
 
@@ -20,6 +20,7 @@ __all__ = [
     "WrittenModel",
     "compare",
     "input_embedding",
+    "is_head",
     "renumbered",
     "same_tokenizer",
     "spread",

@@ -88,8 +88,8 @@ def renumbered(
 def _tensor_faults(first: Checkpoint, other: Checkpoint) -> list[Fault]:
     place = str(other.reference)
     missing = [name for name in first.names if name not in other]
-    # Strictly what is stored: a head of its own has nothing to be merged with in a shared one.
-    extra = [name for name in other.names if name not in set(first.names)]
+    # A head of its own is merged with the embeddings that the first model's head shares.
+    extra = [name for name in other.names if name not in first]
     faults = []
     if missing:
         problem = f"lacks {_some(missing)}, which {first.reference} has"

@@ -91,6 +91,14 @@ def resize(model: Any, height: int, values: Mapping[str, Any], place: str) -> to
     return live
 
 
+def untie(model: Any) -> None:
+    """Give a live model an output head of its own, equal to its embeddings."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
 def _configure(model: Any, values: Mapping[str, Any]) -> None:
     text = model.config.get_text_config()
     for config in (model.config, text, getattr(model, "generation_config", None)):

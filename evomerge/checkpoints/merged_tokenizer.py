@@ -15,7 +15,7 @@ import torch
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.configuration import text_section
 from evomerge.checkpoints.folders import COMPANIONS
-from evomerge.checkpoints.living import resize
+from evomerge.checkpoints.living import resize, untie
 from evomerge.checkpoints.tokens import TokenTable
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import CheckpointError, Fault
@@ -109,10 +109,13 @@ class MergedVocabulary:
     Args:
         tokenizer: turns texts into numbers.
         height: how many rows embeddings and output head have.
+        own_head: whether the output head has rows of its own though that of the model which the
+            merged one is like shares its embeddings'.
     """
 
     tokenizer: MergedTokenizer
     height: int
+    own_head: bool = False
 
     def changes(self, like: Checkpoint) -> Mapping[str, Any]:
         """What the configuration of a model like ``like`` says otherwise.
@@ -120,7 +123,7 @@ class MergedVocabulary:
         ``vocab_size``, where the number of rows differs; the special tokens' numbers, where the
         tokenizer is another model's. A number that no row has is None.
         """
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"tie_word_embeddings": False} if self.own_head else {}
         if self.height != like.vocab_size:
             changes["vocab_size"] = self.height
         if self.tokenizer.like.tokenizer_folder != like.tokenizer_folder:
@@ -140,7 +143,11 @@ class MergedVocabulary:
             CheckpointError: transformers cannot resize it.
         """
         changes = self.changes(like)
-        return resize(model, self.height, changes, str(like.reference)) if changes else model
+        if not changes:
+            return model
+        if self.own_head:
+            untie(model)
+        return resize(model, self.height, changes, str(like.reference))
 
 
 def _too_large(value: Any, height: int) -> bool:

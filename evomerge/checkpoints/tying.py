@@ -48,6 +48,11 @@ def input_embedding(names: Collection[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def is_head(name: str) -> bool:
+    """Whether a tensor is an output head's, which is the input embedding in some models."""
+    return _ends(name, _HEADS)
+
+
 def token_tensors(names: Collection[str]) -> tuple[str, ...]:
     """The tensors with a row (or an entry) per token: embeddings, output head, its bias."""
     embedding = input_embedding(names)

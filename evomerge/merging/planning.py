@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 
 from evomerge.checkpoints import (
     MergedTokenizer,
@@ -18,7 +19,7 @@ from evomerge.merging.sources import MergedModel, Source
 from evomerge.merging.telling import numbers_note, renamed_note
 from evomerge.merging.templates import chat_template
 from evomerge.merging.tokens import target_by_token
-from evomerge.merging.vocabularies import Target, height_of, tokenizer_of
+from evomerge.merging.vocabularies import Target, height_of, tokenizer_of, with_heads
 from evomerge.recipe import Recipe
 from evomerge.references import ModelReference
 
@@ -42,7 +43,17 @@ class Presentation:
         self._plain = dict(sources)
         if recipe is not None:
             self._check_held(recipe)
-        self.target = plan_vocabulary(recipe, self._plain)
+        merged = _merged(recipe) if recipe is not None else set(sources)
+        self._plain, notes = with_heads(sources, [one for one in sources if one in merged])
+        target = plan_vocabulary(recipe, self._plain)
+        first = next(iter(sources.values()))
+        before = isinstance(first, MergedModel) and first.vocabulary
+        own_head = bool(notes) or (before and before.own_head) or False
+        self.target = replace(
+            target,
+            vocabulary=replace(target.vocabulary, own_head=own_head),
+            notes=(*notes, *target.notes),
+        )
         self.sources = self.target.present(self._plain, resident=resident)
         self._fitting = {_key(recipe)} if recipe is not None else set()
 
@@ -73,6 +84,10 @@ class Presentation:
                 Fault(recipe.place, f"{model} is not among the models held: {held}")
                 for model in strangers
             )
+
+
+def _merged(recipe: Recipe) -> set[ModelReference]:
+    return {source.model for block in recipe.blocks for source in block.sources}
 
 
 def _key(recipe: Recipe) -> Hashable:

@@ -30,6 +30,7 @@ from evomerge.checkpoints import (
     MergedTokenizer,
     MergedVocabulary,
     input_embedding,
+    is_head,
     token_tensors,
 )
 from evomerge.merging.rows import Rows
@@ -42,6 +43,36 @@ def tokenizer_of(source: Source) -> MergedTokenizer:
     if isinstance(source, MergedModel) and source.vocabulary is not None:
         return source.vocabulary.tokenizer
     return MergedTokenizer(source.like)
+
+
+def with_heads(
+    sources: Mapping[ModelReference, Source], merged: Iterable[ModelReference]
+) -> tuple[dict[ModelReference, Source], list[str]]:
+    """The models, the first one with an output head of its own if one of the others has one.
+
+    Args:
+        sources: the models; the first gives the merged one its tensors.
+        merged: those that are merged.
+
+    Returns:
+        The models, and in words what is done.
+    """
+    lead, first = next(iter(sources.items()))
+    heads = {
+        name: model
+        for model in merged
+        for name in sources[model].names
+        # An earlier stage's result is asked through the model that it is like.
+        if is_head(name) and name not in first.names and (name in first or name in first.like)
+    }
+    if not heads:
+        return dict(sources), []
+    notes = [
+        f"{model} has a {name} of its own, while {lead}'s is its embeddings: so that they can be "
+        "merged, the merged model has one of its own"
+        for name, model in heads.items()
+    ]
+    return {**sources, lead: WithHead(first, heads)}, notes
 
 
 def height_of(source: Source) -> int:
@@ -88,26 +119,19 @@ class Target:
             for one in made.values():
                 one.fill()
             for one in made.values():
-                one.release()
+                one.let_go()
         return {model: made.get(model, source) for model, source in sources.items()}
 
 
-class Revocabulated:
-    """A model whose rows for tokens are presented in another vocabulary's order.
+class Presented:
+    """A model as it is; what presents it otherwise says in what.
 
     Args:
-        source: the model as it is.
-        rows: where the rows come from.
-        givers: the models that fill in rows, as they are.
-        keep: hold what was put in order, or do it each time.
+        source: the model.
     """
 
-    def __init__(
-        self, source: Source, rows: Rows, givers: Mapping[ModelReference, Source], *, keep: bool
-    ) -> None:
-        self._source, self._rows, self._givers = source, rows, givers
-        self._own_height, self._are_first = height_of(source), rows.are_first
-        self._kept: dict[str, torch.Tensor] | None = {} if keep else None
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     @property
     def reference(self) -> ModelReference:
@@ -131,15 +155,85 @@ class Revocabulated:
 
     @property
     def nbytes(self) -> int:
+        return self._source.nbytes
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._source.dtype(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._source.tensor(name)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Keep these no longer, where the model can read them again."""
+        if isinstance(self._source, Stored | Presented):
+            self._source.release(names)
+
+
+class WithHead(Presented):
+    """A model whose output head shares its embeddings, as one that has a head of its own.
+
+    Args:
+        source: the model.
+        heads: the head's tensors.
+    """
+
+    def __init__(self, source: Source, heads: Iterable[str]) -> None:
+        super().__init__(source)
+        self._embedding = input_embedding(source.names) or ""
+        self._heads = tuple(heads)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self._source.names, *self._heads)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._heads or name in self._source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(self._stored(name))
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._source.dtype(self._stored(name))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._source.tensor(self._stored(name))
+
+    def _stored(self, name: str) -> str:
+        return self._embedding if name in self._heads else name
+
+
+class Revocabulated(Presented):
+    """A model whose rows for tokens are presented in another vocabulary's order.
+
+    Args:
+        source: the model as it is.
+        rows: where the rows come from.
+        givers: the models that fill in rows, as they are.
+        keep: hold what was put in order, or do it each time.
+    """
+
+    def __init__(
+        self, source: Source, rows: Rows, givers: Mapping[ModelReference, Source], *, keep: bool
+    ) -> None:
+        super().__init__(source)
+        self._rows, self._givers = rows, givers
+        self._own_height, self._are_first = height_of(source), rows.are_first
+        self._kept: dict[str, torch.Tensor] | None = {} if keep else None
+
+    @property
+    def nbytes(self) -> int:
         total = self._source.nbytes
         for name in self._ordered():
             width = math.prod(self._source.shape(name)[1:])
             total += self._rows.height * width * self.dtype(name).itemsize
             total -= self._own_height * width * self._source.dtype(name).itemsize
         return total
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self._source.shape(name)
@@ -169,10 +263,10 @@ class Revocabulated:
         for name in self._ordered():
             self.tensor(name)
 
-    def release(self) -> None:
-        """Let go of the rows as they came, unless what is kept lies in their memory."""
-        if isinstance(self._source, Stored) and not self._are_first:
-            self._source.release(self._ordered())
+    def let_go(self) -> None:
+        """Keep the rows as they came no longer, unless what is kept lies in their memory."""
+        if not self._are_first:
+            self.release(self._ordered())
 
     def _ordered(self) -> list[str]:
         return [name for name in self._source.names if self._is_ordered(name)]

@@ -76,10 +76,19 @@ def test_missing_and_extra_tensors_are_gathered(llama: Path, tmp_path: Path) -> 
     assert "has model.layers.1.input_layernorm.weight" in faults[0]
 
 
-def test_a_shared_output_head_against_one_of_its_own(llama: Path, tmp_path: Path) -> None:
+def test_a_shared_output_head_fits_one_of_its_own(llama: Path, tmp_path: Path) -> None:
     save(make("tied"), tmp_path / "tied")
-    (fault,) = said(tmp_path / "tied", llama)
-    assert "has lm_head.weight" in fault
+    assert said(tmp_path / "tied", llama) == []
+    assert said(llama, tmp_path / "tied") == []
+
+
+def test_a_head_that_is_missing_is_told(llama: Path, tmp_path: Path) -> None:
+    folder = other(tmp_path)
+    state = stored(folder)
+    del state["lm_head.weight"]
+    rewrite(folder, state)
+    (fault,) = said(llama, folder)
+    assert "lacks lm_head.weight" in fault
     assert "shares its output head with its embeddings" in fault
 
 

@@ -159,6 +159,55 @@ def test_a_tied_head_is_merged_once_and_untied_ones_take_its_rows(
         assert close(tensors[HEAD][vocabulary[token]], expected), token
 
 
+def test_a_shared_head_is_merged_with_heads_of_their_own(
+    folder: Path, tools: Speaker, tmp_path: Path
+) -> None:
+    tied = speaker(folder / "shared", seed=15, tie_word_embeddings=True)
+    recipe = blend(tools, method="task_arithmetic", base=tied, tokenizer_source="union")
+    vocabulary, tensors, _ = merged(recipe)
+    for name in (EMBEDDING, HEAD):
+        for token in tied.tokens:
+            start = tied.row(token)
+            end = tools.row(token, name) if token in tools.tokens else start
+            assert close(tensors[name][vocabulary[token]], start + 0.5 * (end - start)), token
+    assert notes(recipe, [tied, tools])[0] == (
+        "tools has a lm_head.weight of its own, while shared's is its embeddings: so that they can "
+        "be merged, the merged model has one of its own"
+    )
+    stage = Recipe.from_mapping({**recipe.to_mapping(), "name": "stage"})
+    later = blend(tied, method="task_arithmetic", tokenizer_source="base", base_model="stage")
+    plain = blend(tools, method="task_arithmetic", base=tied, tokenizer_source="base")
+    for number, recipes in enumerate(([recipe], [plain], [stage, later])):
+        out = tmp_path / str(number)
+        with pytest.warns(EvomergeWarning, match="of its own"):
+            write_merge(recipes, out)
+        with pytest.warns(EvomergeWarning, match="of its own"):
+            live = live_model(recipes, device="cpu").model
+        written, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not config_of(out)["tie_word_embeddings"]
+        same_bits(dict(written.state_dict()), stored(out))
+        same_bits(dict(written.state_dict()), dict(live.state_dict()))
+    assert torch.equal(stored(tmp_path / "0")[HEAD], tensors[HEAD])
+
+
+def test_a_stage_with_a_shared_head_is_one_like_any_other(
+    folder: Path, chat: Speaker, tmp_path: Path
+) -> None:
+    pair = [speaker(folder / f"s{n}", seed=n, tie_word_embeddings=True) for n in (16, 17)]
+    first = blend_text(pair[1], method="task_arithmetic", base=pair[0])
+    later = {"method": "task_arithmetic", "tokenizer_source": "base"}
+    stages = [Recipe.from_yaml(f"name: stage\n{first}"), blend(chat, base_model="stage", **later)]
+    with pytest.warns(EvomergeWarning, match="of its own"):
+        write_merge(stages, tmp_path / "memory")
+    write_merge(stages[:1], tmp_path / "stage")
+    through = blend(chat, base_model=str(tmp_path / "stage"), **later)
+    with pytest.warns(EvomergeWarning, match="of its own"):
+        write_merge([through], tmp_path / "disk")
+    same_bits(stored(tmp_path / "memory"), stored(tmp_path / "disk"))
+    assert config_of(tmp_path / "memory") == config_of(tmp_path / "disk")
+
+
 def test_a_model_that_only_gives_the_tokenizer_gives_its_rows_too(
     base: Speaker, tools: Speaker, chat: Speaker
 ) -> None:
