@@ -128,6 +128,10 @@ class MergeEngine:
         other._layout = _layout(other._first)
         return other
 
+    def fits(self, recipe: Recipe) -> bool:
+        """Whether the models are presented in the vocabulary that a recipe of them asks for."""
+        return self._presentation.fits(recipe)
+
     def reader(self, recipe: Recipe) -> Callable[[str], torch.Tensor]:
         """A function that merges one tensor of a recipe, by its name: :meth:`tensors` bit for bit.
 

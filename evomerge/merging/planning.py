@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from evomerge.checkpoints import (
@@ -15,7 +15,7 @@ from evomerge.checkpoints import (
 )
 from evomerge.errors import CheckpointError, Fault, RecipeError
 from evomerge.merging.rows import Rows, by_number
-from evomerge.merging.sources import MergedModel, Source
+from evomerge.merging.sources import Source
 from evomerge.merging.telling import numbers_note, renamed_note
 from evomerge.merging.templates import chat_template
 from evomerge.merging.tokens import target_by_token
@@ -29,8 +29,15 @@ class Presentation:
 
     Args:
         sources: the models as they are.
-        recipe: the recipe; None is any that does not say.
+        recipe: the recipe; None is any that does not say. Models that number their tokens otherwise
+            are then presented as they are, and recipes that name them are refused.
         resident: see :meth:`Target.present`.
+        target: the recipe's vocabulary, if it is known already.
+
+    Attributes:
+        plain: the models as they are.
+        sources: the models as they are presented.
+        target: the vocabulary.
 
     Raises:
         RecipeError: the recipe names models that are not among them.
@@ -38,24 +45,50 @@ class Presentation:
     """
 
     def __init__(
-        self, sources: Mapping[ModelReference, Source], recipe: Recipe | None, *, resident: bool
+        self,
+        sources: Mapping[ModelReference, Source],
+        recipe: Recipe | None,
+        *,
+        resident: bool,
+        target: Target | None = None,
     ) -> None:
-        self._plain = dict(sources)
+        self.plain = dict(sources)
         if recipe is not None:
             self._check_held(recipe)
         merged = _merged(recipe) if recipe is not None else set(sources)
-        self._plain, notes = with_heads(sources, [one for one in sources if one in merged])
-        target = plan_vocabulary(recipe, self._plain)
-        first = next(iter(sources.values()))
-        before = isinstance(first, MergedModel) and first.vocabulary
-        own_head = bool(notes) or (before and before.own_head) or False
-        self.target = replace(
-            target,
-            vocabulary=replace(target.vocabulary, own_head=own_head),
-            notes=(*notes, *target.notes),
-        )
-        self.sources = self.target.present(self._plain, resident=resident)
-        self._fitting = {_key(recipe)} if recipe is not None else set()
+        self._headed, notes = with_heads(sources, [one for one in sources if one in merged])
+        self.target = target or self._plan(recipe, notes)
+        self.sources = self.target.present(self._headed, resident=resident)
+        self._fitting = {key_of(recipe)} if recipe is not None else set()
+
+    def _plan(self, recipe: Recipe | None, notes: Sequence[str]) -> Target:
+        first = next(iter(self.plain.values()))
+        try:
+            target = plan_vocabulary(recipe, self._headed)
+        except CheckpointError:
+            if recipe is not None:
+                raise
+            height = height_of(first) or first.like.vocab_size
+            target = Target(MergedVocabulary(tokenizer_of(first), height), {})
+        before = first.vocabulary
+        own_head = bool(notes) or (before is not None and before.own_head)
+        vocabulary = replace(target.vocabulary, own_head=own_head)
+        return replace(target, vocabulary=vocabulary, notes=(*notes, *target.notes))
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Whether :meth:`check` has nothing against the recipe's vocabulary.
+
+        Raises:
+            RecipeError: it names models that are not held.
+            CheckpointError, RecipeError: see :func:`plan_vocabulary`.
+        """
+        self._check_held(recipe)
+        if key_of(recipe) not in self._fitting:
+            wanted = plan_vocabulary(recipe, self._headed)
+            if not wanted.agrees(self.target, recipe.models_named):
+                return False
+            self._fitting.add(key_of(recipe))
+        return True
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a recipe of other models, or one that asks for another vocabulary.
@@ -63,23 +96,18 @@ class Presentation:
         Raises:
             RecipeError: it is one.
         """
-        self._check_held(recipe)
-        if _key(recipe) in self._fitting:
-            return
-        wanted = plan_vocabulary(recipe, self._plain)
-        if not wanted.agrees(self.target, recipe.models_named):
-            heights = wanted.vocabulary.height, self.target.vocabulary.height
+        if not self.fits(recipe):
+            height = self.target.vocabulary.height
             problem = (
-                f"asks for a vocabulary of {heights[0]} rows, but the models are held in one of "
-                f"{heights[1]} rows, or in another order; make an engine for it (vocabulary_of)"
+                f"asks for another vocabulary than the one of {height} rows that the models are "
+                "held in; make an engine for it (vocabulary_of)"
             )
             raise RecipeError([Fault(recipe.place, problem)])
-        self._fitting.add(_key(recipe))
 
     def _check_held(self, recipe: Recipe) -> None:
-        strangers = [model for model in recipe.models_named if model not in self._plain]
+        strangers = [model for model in recipe.models_named if model not in self.plain]
         if strangers:
-            held = ", ".join(str(reference) for reference in self._plain)
+            held = ", ".join(str(reference) for reference in self.plain)
             raise RecipeError(
                 Fault(recipe.place, f"{model} is not among the models held: {held}")
                 for model in strangers
@@ -90,7 +118,7 @@ def _merged(recipe: Recipe) -> set[ModelReference]:
     return {source.model for block in recipe.blocks for source in block.sources}
 
 
-def _key(recipe: Recipe) -> Hashable:
+def key_of(recipe: Recipe) -> Hashable:
     """Equal for recipes that ask for the same vocabulary of the same models."""
     asked = (recipe.tokenizer_source, repr(recipe.tokenizer))
     return (recipe.models_named, recipe.base_model, asked, frozenset(recipe.labels))
@@ -142,7 +170,7 @@ def _target_by_number(sources: Mapping[ModelReference, Source], template: str | 
 
 
 def _renamed(lead: Source, other: Source) -> list[str]:
-    stored = not isinstance(lead, MergedModel) and not isinstance(other, MergedModel)
+    stored = lead.vocabulary is None and other.vocabulary is None
     if stored and same_tokenizer(lead.like, other.like):
         return []
     mine, its = tokenizer_of(lead).vocabulary, tokenizer_of(other).vocabulary
@@ -152,7 +180,7 @@ def _renamed(lead: Source, other: Source) -> list[str]:
 
 
 def _renumbered(lead: Source, other: Source) -> list[Fault]:
-    if not isinstance(lead, MergedModel) and not isinstance(other, MergedModel):
+    if lead.vocabulary is None and other.vocabulary is None:
         return vocabulary_faults(lead.like, other.like)
     mine, its = tokenizer_of(lead).vocabulary, tokenizer_of(other).vocabulary
     if mine is None or its is None:

@@ -32,6 +32,11 @@ class Source(Protocol):
         ...
 
     @property
+    def vocabulary(self) -> MergedVocabulary | None:
+        """Its tokens, where they are not those of ``like``."""
+        ...
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Its tensors."""
         ...
@@ -125,6 +130,7 @@ class Stored:
     ) -> None:
         self.like = checkpoint
         self.layers = None
+        self.vocabulary = None
         self._device = device
         self._kept: dict[str, torch.Tensor] | None = None
         if resident:

@@ -34,15 +34,14 @@ from evomerge.checkpoints import (
     token_tensors,
 )
 from evomerge.merging.rows import Rows
-from evomerge.merging.sources import MergedModel, Source, Stored
+from evomerge.merging.sources import Source, Stored
 from evomerge.references import ModelReference
 
 
 def tokenizer_of(source: Source) -> MergedTokenizer:
     """The tokenizer of a model, also of an earlier stage's result."""
-    if isinstance(source, MergedModel) and source.vocabulary is not None:
-        return source.vocabulary.tokenizer
-    return MergedTokenizer(source.like)
+    vocabulary = source.vocabulary
+    return vocabulary.tokenizer if vocabulary is not None else MergedTokenizer(source.like)
 
 
 def with_heads(
@@ -144,6 +143,10 @@ class Presented:
     @property
     def layers(self) -> tuple[int, ...] | None:
         return self._source.layers
+
+    @property
+    def vocabulary(self) -> MergedVocabulary | None:
+        return self._source.vocabulary
 
     @property
     def names(self) -> tuple[str, ...]:
