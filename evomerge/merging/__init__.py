@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.engine import MergeEngine
 from evomerge.merging.export import MergeSummary, staged_engine, write_merge
 from evomerge.merging.layout import layout_of, make_layout
 from evomerge.merging.masks import uniform

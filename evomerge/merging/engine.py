@@ -14,10 +14,12 @@ import torch
 
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
+from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.inputs import check_inputs
 from evomerge.merging.layout import make_layout
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge_bounded
-from evomerge.merging.planning import Presentation
+from evomerge.merging.planning import Presentation, spare_models
 from evomerge.merging.programs import Programs
 from evomerge.merging.sources import MergedModel, Source, Stored
 from evomerge.merging.taskvectors import Memory
@@ -31,13 +33,6 @@ _CANDIDATES = 20  # that an engine of resident models is expected to merge at le
 _ROOM = 64 << 20  # bytes that may be kept about models beyond their own size
 
 Model = ModelReference | str | Checkpoint | MergedModel
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""The types that a recipe can name."""
 
 
 class MergeEngine:
@@ -76,7 +71,7 @@ class MergeEngine:
         vocabulary_of: Recipe | None = None,
     ) -> None:
         self._sources: dict[ModelReference, Source] = {}
-        spare = _spare(vocabulary_of)
+        spare = spare_models(vocabulary_of)
         for model in [*([base_model] if base_model is not None else []), *models]:
             reference = _reference(model)
             if reference not in self._sources:
@@ -328,31 +323,8 @@ class MergeEngine:
     def _resolve(self, recipe: Recipe) -> tuple[TensorMerge, ...]:
         self._presentation.check(recipe)
         specs = resolve(recipe, self._layout)
-        self._check_names(specs, recipe)
+        check_inputs(specs, self._sources, recipe.place)
         return specs
-
-    def _check_names(self, specs: Sequence[TensorMerge], recipe: Recipe) -> None:
-        """Refuse tensors that a model lacks or has in another shape or kind, all at once."""
-        faults = []
-        for spec in specs:
-            place = f"{recipe.place}: {spec.name}"
-            shapes, kinds = {}, {}
-            wanted = [spec.base] if spec.base else []
-            for model, name in [*wanted, *((p.model, p.tensor) for p in spec.contributions)]:
-                source = self._sources[model]
-                if name not in source:
-                    faults.append(Fault(place, f"{model} has no {name}"))
-                    continue
-                shapes[str(model)] = source.shape(name)
-                kinds[str(model)] = source.dtype(name)
-            if len(set(shapes.values())) > 1:
-                listed = ", ".join(f"{model} {list(shape)}" for model, shape in shapes.items())
-                faults.append(Fault(place, f"shapes differ: {listed}"))
-            if len({kind.is_floating_point for kind in kinds.values()}) > 1:
-                listed = ", ".join(f"{model} {kind}" for model, kind in kinds.items())
-                faults.append(Fault(place, f"floating in some models only: {listed}"))
-        if faults:
-            raise RecipeError(faults)
 
 
 def _layout(source: Source) -> Layout:
@@ -367,14 +339,6 @@ def _reference(model: Model) -> ModelReference:
         return ModelReference.parse(model)
     except ValueError as problem:
         raise CheckpointError([Fault(repr(model), str(problem))]) from problem
-
-
-def _spare(recipe: Recipe | None) -> set[ModelReference]:
-    """The models that only give a tokenizer, or rows for its tokens."""
-    if recipe is None:
-        return set()
-    merged = {source.model for block in recipe.blocks for source in block.sources}
-    return set(recipe.models_named) - merged
 
 
 def _source(model: Model, device: torch.device, resident: bool) -> Source:

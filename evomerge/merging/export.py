@@ -12,7 +12,8 @@ import torch
 from evomerge.checkpoints import Checkpoint, compare, write_model
 from evomerge.errors import CheckpointError, EvomergeWarning, Fault, RecipeError
 from evomerge.merging.card import model_card
-from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.engine import MergeEngine
 from evomerge.merging.sources import MergedModel
 from evomerge.merging.templates import template_problem
 from evomerge.recipe import Recipe, write_recipes

@@ -114,6 +114,11 @@ class Presentation:
             )
 
 
+def spare_models(recipe: Recipe | None) -> set[ModelReference]:
+    """The models that only give a tokenizer, or rows for its tokens."""
+    return set() if recipe is None else set(recipe.models_named) - _merged(recipe)
+
+
 def _merged(recipe: Recipe) -> set[ModelReference]:
     return {source.model for block in recipe.blocks for source in block.sources}
 

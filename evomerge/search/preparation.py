@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, MergedVocabulary, compare
-from evomerge.errors import CheckpointError, Fault, InputError, SpaceError
+from evomerge.errors import CheckpointError, InputError, SpaceError
 from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
 from evomerge.merging import DTYPES, Target, layout_of
 from evomerge.recipe import read_recipes, resolve
 from evomerge.references import ModelReference
 from evomerge.search.baselines import BASE, baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, items_of, staged_engine_of
+from evomerge.search.gathering import Faults
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.verdict import FEWEST
 from evomerge.search.workers import Resources
@@ -77,32 +78,6 @@ class Preparation:
         return resident + self.parameters * DTYPES[self.plan.dtype].itemsize
 
 
-class _Faults:
-    """Gathers faults of several steps, so that they are raised together."""
-
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
-        self._error: type[InputError] = InputError
-
-    def gather(self, step: Any, *arguments: Any) -> Any:
-        """The step's result; None if it found faults, which are kept."""
-        try:
-            return step(*arguments)
-        except InputError as problem:
-            self.add(problem.faults, type(problem))
-            return None
-
-    def add(self, faults: Iterable[Fault], error: type[InputError]) -> None:
-        before = len(self.faults)
-        self.faults.extend(fault for fault in faults if fault not in self.faults)
-        if len(self.faults) > before:
-            self._error = error if before == 0 or self._error is error else InputError
-
-    def check(self) -> None:
-        if self.faults:
-            raise self._error(self.faults)
-
-
 def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     """Find the models and the tasks of a space, and check that they fit.
 
@@ -113,7 +88,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     Raises:
         InputError: everything that is wrong, at once; its subclass if all is of one kind.
     """
-    faults = _Faults()
+    faults = Faults()
     checkpoints = _open_all(space, faults)
     if checkpoints:
         unlike = faults.gather(lambda: compare(checkpoints, vocabularies=False))
@@ -231,7 +206,7 @@ def with_resources(plan: EvaluatorPlan, resources: Resources) -> EvaluatorPlan:
     return replace(plan, device=device, spread=resources.gpus > 1, threads=threads)
 
 
-def _open_all(space: SearchSpace, faults: _Faults) -> list[Checkpoint]:
+def _open_all(space: SearchSpace, faults: Faults) -> list[Checkpoint]:
     references = list(space.stored_models)
     for _, stage in space.every_stage:
         if stage.tokenizer_source not in (None, "base", "union"):
@@ -287,7 +262,7 @@ def _items(
     vocabulary: MergedVocabulary,
     base: Checkpoint,
     hold_out: bool,
-    faults: _Faults,
+    faults: Faults,
     notes: list[str],
 ) -> tuple[Any, ItemSet | None]:
     tokenizer = faults.gather(vocabulary.tokenizer.load)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from evomerge.errors import CheckpointError, EvomergeWarning, RecipeError
-from evomerge.merging import MergeEngine, write_merge
+from evomerge.merging import MergeEngine, StagedEngine, write_merge
 from evomerge.recipe import Recipe
 from evomerge.search.evaluator import live_model
 from tests.merging.speakers import (
@@ -647,3 +647,42 @@ def test_an_encoders_head_and_its_bias_are_cut_with_the_embeddings(
         assert close(written[name], expected)
         assert torch.equal(dict(live.named_parameters())[name], written[name])
     assert config_of(tmp_path / "out")["vocab_size"] == height
+
+
+@pytest.mark.parametrize("base_is_stage", [True, False])
+def test_stages_of_a_search_have_their_own_vocabularies(
+    base_is_stage: bool, base: Speaker, tools: Speaker, chat: Speaker, tmp_path: Path
+) -> None:
+    """The same candidates again and again: tokens are matched once, nothing else is kept."""
+    first = blend_text(tools, method="task_arithmetic", base=base, tokenizer_source="union")
+    over, under = ("stage", chat.folder) if base_is_stage else (base.folder, "stage")
+    later = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(over),
+        "models": [{"model": str(under), "parameters": {"weight": 0.4}}],
+        "tokenizer_source": "union" if base_is_stage else "base",
+    }
+    candidates = [
+        [
+            Recipe.from_yaml(f"name: stage\n{first}"),
+            Recipe.from_mapping({**later, "parameters": {"lambda": factor}}),
+        ]
+        for factor in (1.0, 0.5)
+    ]
+    engine = StagedEngine(
+        [str(one.folder) for one in (base, tools, chat)], vocabulary_of=candidates[0]
+    )
+    target = engine.target_of(candidates[0])
+    assert target.vocabulary.height == (15 if base_is_stage else 12)
+    assert any("adds 2 tokens" in note for note in target.notes)
+    live = target.vocabulary.fitted(engine.held.load_model(), engine.held.like)
+    for number in (0, 1, 0):
+        engine.merge_into(live, candidates[number])
+        out = tmp_path / str(number)
+        if not out.exists():
+            with pytest.warns(EvomergeWarning):
+                write_merge(candidates[number], out)
+        same_bits(dict(live.state_dict()), stored(out))
+    alone = Recipe.from_yaml(first)
+    single = dict(engine.engine_of([alone]).tensors(alone))
+    assert close(single[EMBEDDING], merged(alone)[1][EMBEDDING])
