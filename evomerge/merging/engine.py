@@ -75,8 +75,8 @@ class MergeEngine:
         for model in [*([base_model] if base_model is not None else []), *models]:
             reference = _reference(model)
             if reference not in self._sources:
-                held = resident and reference not in spare
-                self._sources[reference] = _source(model, torch.device(device), held)
+                keep = resident and reference not in spare
+                self._sources[reference] = _source(model, torch.device(device), keep)
         if not self._sources:
             raise ValueError("an engine needs at least one model")
         self._presentation = Presentation(self._sources, vocabulary_of, resident=resident)
@@ -118,7 +118,8 @@ class MergeEngine:
         keep = self._memory is not None and not passing
         other._presentation = Presentation(sources, recipe, resident=keep, target=target)
         other._sources = other._presentation.sources
-        other._memory = Memory() if keep else None
+        room = sum(source.nbytes for source in other._sources.values()) + _ROOM
+        other._memory = Memory(room) if keep else None
         other._first = next(iter(other._sources.values()))
         other._layout = _layout(other._first)
         return other
