@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,22 +10,24 @@ from typing import Any
 
 import torch
 
-from evomerge.checkpoints.configuration import layer_count, text_section
-from evomerge.checkpoints.folders import ADAPTER_CONFIG, CONFIG, locate
+from evomerge.checkpoints.configuration import counted_layers, read_config, text_section
+from evomerge.checkpoints.folders import ADAPTER_CONFIG, locate
 from evomerge.checkpoints.living import (
+    empty_model,
     load_config,
     load_model,
     load_model_from,
     load_tokenizer,
 )
+from evomerge.checkpoints.placing import Placements, check_loaded, placements
 from evomerge.checkpoints.stored import StoredTensors
+from evomerge.checkpoints.structure import Structure, find_structure, structure_by_names
 from evomerge.checkpoints.tying import input_embedding
 from evomerge.checkpoints.vocabulary import Vocabulary, read_vocabulary, vocabulary_file
 from evomerge.checkpoints.weights import (
     Entry,
     commonest_float,
     find_weights,
-    read_json,
 )
 from evomerge.errors import CheckpointError, Fault
 from evomerge.references import ModelReference
@@ -55,7 +56,7 @@ class Checkpoint:
         self.reference = reference
         self.folder = folder
         self.trust_remote_code = trust_remote_code
-        self.config = _read_config(folder, reference)
+        self.config = read_config(folder, reference)
         self._fingerprint: str | None = None
         self._stored = StoredTensors(find_weights(folder), self._has_tied_head, adapter_folder)
         if adapter_folder is not None and "vocab_size" in self.config:
@@ -127,13 +128,15 @@ class Checkpoint:
         return commonest_float(self._stored.entries.values())
 
     @cached_property
+    def structure(self) -> Structure:
+        """Which tensors belong to which layer."""
+        found = None if self._placed is None else find_structure(*self._placed)
+        return found or structure_by_names(self.names, counted_layers(self.config, self.names))
+
+    @property
     def num_layers(self) -> int:
-        """The number of layers: the configuration's, else that of the repeated block's names."""
-        count = layer_count(self.config)
-        if count is not None:
-            return count
-        numbers = [re.search(r"(?:^|\.)(\d+)\.", name) for name in self._stored.entries]
-        return max((int(found[1]) + 1 for found in numbers if found), default=0)
+        """The number of layers, of the text's stack where there are several."""
+        return self.structure.num_layers
 
     @property
     def embedding(self) -> str | None:
@@ -229,7 +232,18 @@ class Checkpoint:
             model = load_model_from(
                 state, self.folder, config, place, self.trust_remote_code, dtype
             )
+        shapes = {name: self.shape(name) for name in self.names}
+        check_loaded(model, shapes, lambda name: self._stored.read(name, keep=False), place)
         return model.to(device)
+
+    @cached_property
+    def _placed(self) -> tuple[torch.nn.Module, Placements] | None:
+        """The model without values, and where the tensors belong in it; None: it is not known."""
+        try:
+            model = empty_model(self.model_config(), str(self.reference), self.trust_remote_code)
+        except CheckpointError:
+            return None
+        return model, placements(model, {name: self.shape(name) for name in self.names})
 
     def _has_tied_head(self) -> bool:
         for section in (self.config, text_section(self.config)):
@@ -270,21 +284,6 @@ def _parsed(reference: ModelReference | str) -> ModelReference:
         return ModelReference.parse(reference)
     except ValueError as problem:
         raise CheckpointError([Fault(repr(reference), str(problem))]) from problem
-
-
-def _read_config(folder: Path, model: ModelReference) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file():
-        if (folder / ADAPTER_CONFIG).is_file():
-            problem = f"is an adapter, not a model; name it after its base: base+{model.path}"
-        else:
-            problem = f"has no {CONFIG}; a folder that transformers' save_pretrained wrote has one"
-        raise CheckpointError([Fault(str(folder), problem)])
-    config = read_json(folder / CONFIG)
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "quantization_config")
-        problem = f"is quantised ({method}); merge the model that it was made from"
-        raise CheckpointError([Fault(str(model), problem)])
-    return config
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from evomerge.checkpoints.dtypes import name_of
+from evomerge.checkpoints.folders import ADAPTER_CONFIG, CONFIG
+from evomerge.checkpoints.weights import read_json
 from evomerge.errors import CheckpointError, Fault
+from evomerge.references import ModelReference
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SECTIONS = ("text_config", "llm_config", "language_config")
 # Lists with an entry per layer; transformers refuses a model whose list has another length.
 _PER_LAYER = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers")
 _DTYPE = ("dtype", "torch_dtype")
+
+
+def read_config(folder: Path, model: ModelReference) -> dict[str, Any]:
+    """A model's ``config.json``.
+
+    Raises:
+        CheckpointError: there is none, or the model is quantised.
+    """
+    if not (folder / CONFIG).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            problem = f"is an adapter, not a model; name it after its base: base+{model.path}"
+        else:
+            problem = f"has no {CONFIG}; a folder that transformers' save_pretrained wrote has one"
+        raise CheckpointError([Fault(str(folder), problem)])
+    config = read_json(folder / CONFIG)
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "quantization_config")
+        problem = f"is quantised ({method}); merge the model that it was made from"
+        raise CheckpointError([Fault(str(model), problem)])
+    return config
+
+
+def counted_layers(config: Mapping[str, Any], names: Iterable[str]) -> int:
+    """The number of layers by the configuration, else by the numbers in the tensors' names."""
+    count = layer_count(config)
+    if count is not None:
+        return count
+    numbers = [re.search(r"(?:^|\.)(\d+)\.", name) for name in names]
+    return max((int(found[1]) + 1 for found in numbers if found), default=0)
 
 
 def layer_count(config: Mapping[str, Any]) -> int | None:

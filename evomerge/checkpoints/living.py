@@ -73,6 +73,18 @@ def load_model_from(
     return live
 
 
+def empty_model(config: Any, place: str, trust_remote_code: bool) -> torch.nn.Module:
+    """The model that a configuration describes, without values (on the meta device)."""
+    kind = _model_class(config, trust_remote_code)
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    with _explained(place, trust_remote_code), torch.device("meta"):
+        if hasattr(kind, "from_config"):
+            model: torch.nn.Module = kind.from_config(config, **options)
+        else:
+            model = kind(config)
+    return model
+
+
 def _load(
     build: Callable[..., Any],
     config: Any,

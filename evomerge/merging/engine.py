@@ -14,7 +14,7 @@ import torch
 
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
-from evomerge.merging.layout import make_layout
+from evomerge.merging.layout import layout_of
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge_bounded
 from evomerge.merging.programs import Programs
@@ -318,8 +318,8 @@ class MergeEngine:
 
 
 def _layout(source: Source) -> Layout:
-    layers = source.like.num_layers if source.layers is None else len(source.layers)
-    return make_layout(source.names, layers)
+    layers = None if source.layers is None else len(source.layers)
+    return layout_of(source.like, source.names, layers)
 
 
 def _reference(model: Model) -> ModelReference:
