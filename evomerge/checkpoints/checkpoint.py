@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from evomerge.checkpoints.aligning import align
 from evomerge.checkpoints.configuration import counted_layers, read_config, text_section
 from evomerge.checkpoints.folders import ADAPTER_CONFIG, locate
 from evomerge.checkpoints.living import (
@@ -119,8 +121,22 @@ class Checkpoint:
         stored = self._require(name)
         tensor = self._stored.read(stored)
         if check:
-            self._check_finite(stored, tensor)
+            self._stored.check_finite(stored, tensor, f"{self.reference}: {stored}")
         return tensor
+
+    def aligned(self, first: Checkpoint) -> Checkpoint:
+        """This model, its tensors by the names that another model of its kind stores them under.
+
+        Tensors with no counterpart in ``first`` keep their own names.
+        """
+        shapes = self._stored.shapes
+        if shapes == first._stored.shapes or first._placed is None:
+            return self
+        model, wanted = first._placed
+        other = copy(self)
+        other.__dict__ = {k: v for k, v in vars(self).items() if k not in ("structure", "_placed")}
+        other._stored = align(self._stored, placements(model, shapes), wanted, model)
+        return other
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -232,18 +248,18 @@ class Checkpoint:
             model = load_model_from(
                 state, self.folder, config, place, self.trust_remote_code, dtype
             )
-        shapes = {name: self.shape(name) for name in self.names}
-        check_loaded(model, shapes, lambda name: self._stored.read(name, keep=False), place)
+        check_loaded(model, self._stored, place)
         return model.to(device)
 
     @cached_property
     def _placed(self) -> tuple[torch.nn.Module, Placements] | None:
         """The model without values, and where the tensors belong in it; None: it is not known."""
+        place, trusted = str(self.reference), self.trust_remote_code
         try:
-            model = empty_model(self.model_config(), str(self.reference), self.trust_remote_code)
+            model = empty_model(self.model_config(), place, trusted)
         except CheckpointError:
             return None
-        return model, placements(model, {name: self.shape(name) for name in self.names})
+        return model, placements(model, self._stored.shapes)
 
     def _has_tied_head(self) -> bool:
         for section in (self.config, text_section(self.config)):
@@ -265,18 +281,6 @@ class Checkpoint:
 
     def _entry(self, name: str) -> Entry:
         return self._stored.entries[self._require(name)]
-
-    def _check_finite(self, name: str, tensor: torch.Tensor) -> None:
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            return
-        # The extremes are NaN if any element is, and need no memory of the tensor's size.
-        low, high = torch.aminmax(tensor)
-        if bool(torch.isfinite(low) & torch.isfinite(high)):
-            return
-        nans, bad = int(tensor.isnan().sum()), int((~tensor.isfinite()).sum())
-        problem = f"{bad} of {tensor.numel()} elements are not finite ({nans} NaN)"
-        place = f"{self.reference}: {name}"
-        raise CheckpointError([Fault(place, f"{problem}; file {self._stored.weights.path(name)}")])
 
 
 def _parsed(reference: ModelReference | str) -> ModelReference:

@@ -29,7 +29,8 @@ def compare(checkpoints: Sequence[Checkpoint]) -> list[Fault]:
         checkpoints: the base model (or the first model), then the others.
     """
     faults: list[Fault] = []
-    for other in checkpoints[1:]:
+    for model in checkpoints[1:]:
+        other = model.aligned(checkpoints[0])
         faults += _tensor_faults(checkpoints[0], other)
         faults += _config_faults(checkpoints[0], other)
         faults += _vocabulary_faults(checkpoints[0], other)

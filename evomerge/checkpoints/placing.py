@@ -8,9 +8,10 @@ itself puts random values there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -104,32 +105,36 @@ def placements(model: torch.nn.Module, shapes: Shapes) -> Placements:
     return known[2]
 
 
-def check_loaded(
-    model: torch.nn.Module, shapes: Shapes, read: Callable[[str], torch.Tensor], place: str
-) -> None:
+class _Readable(Protocol):
+    @property
+    def shapes(self) -> Shapes: ...
+
+    def read(self, stored: str, *, keep: bool) -> torch.Tensor: ...
+
+
+def check_loaded(model: torch.nn.Module, stored: _Readable, place: str) -> None:
     """Refuse a freshly loaded model in which stored values are not where they are expected.
 
     Tensors that are placed whole under their own names are not looked at.
 
     Args:
         model: with the values that were just loaded.
-        shapes: of the stored tensors, by name.
-        read: gives a stored tensor.
+        stored: the tensors.
         place: names the model in messages.
 
     Raises:
         CheckpointError: a renamed or converted tensor's values are not where they are expected.
     """
-    placed, live = placements(model, shapes), model.state_dict()
+    placed, live = placements(model, stored.shapes), model.state_dict()
     wrong = []
     for name, where in placed.places.items():
         if where.part is None and where.parameter == name:
             continue
-        if not _same(read(name), where.view(live[where.parameter])):
+        if not _same(stored.read(name, keep=False), where.view(live[where.parameter])):
             wrong.append(name)
     for conversion in placed.conversions:
         group = conversion.group
-        made = group.convert(model, {name: read(name) for name in group.sources})
+        made = group.convert(model, {n: stored.read(n, keep=False) for n in group.sources})
         if not all(_same(made[name], live[name]) for name in conversion.targets):
             wrong += group.sources
     if wrong:
@@ -167,7 +172,11 @@ def _work_out(model: torch.nn.Module, shapes: Shapes) -> Placements:
             conversions.append(Conversion(group, tuple(made)))
             continue
         for name, (target, part) in zip(group.sources, relative, strict=True):
-            places[name] = Placement(tuple(made)[target], part)
+            parameter = tuple(made)[target]
+            whole = part[0] == made[parameter]
+            # Only where it is turned does a part of the parameter's shape differ from all of it.
+            contiguous = part[1] == torch.empty(part[0], device="meta").stride()
+            places[name] = Placement(parameter, None if whole and contiguous else part)
     return Placements(places, tuple(conversions), strangers)
 
 
@@ -204,15 +213,29 @@ def _parts(group: Group, model: torch.nn.Module, shapes: Shapes) -> list[tuple[i
         views = group.views(model, made)
     except Exception:  # not every conversion can be undone, and each says so in its own way
         return None
+    if len(drawn) == len(made) == 1:
+        # Some conversions turn a tensor only where its shape asks for it, and do not turn it back.
+        views = {name: _turned_like(values, *made.values()) for name, values in drawn.items()} | {
+            name: view for name, view in views.items() if _equal(view, drawn[name])
+        }
     owners = {one.untyped_storage().data_ptr(): n for n, one in enumerate(made.values())}
     found: list[tuple[int, Part]] = []
     for name, values in drawn.items():
         view = views.get(name)
         owner = None if view is None else owners.get(view.untyped_storage().data_ptr())
-        if view is None or owner is None or view.dtype != values.dtype:
-            return None
-        if not torch.equal(view, values):
+        if view is None or owner is None or not _equal(view, values):
             return None
         offset = int(view.storage_offset() - list(made.values())[owner].storage_offset())
         found.append((owner, (tuple(view.shape), view.stride(), offset)))
     return found
+
+
+def _turned_like(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter with two dimensions exchanged such that it equals the values, or as it is."""
+    dims = range(parameter.dim())
+    turned = (parameter.transpose(i, j) for i in dims for j in dims[i + 1 :])
+    return next((view for view in turned if _equal(view, values)), parameter)
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

@@ -10,6 +10,7 @@ import torch
 from evomerge.checkpoints.adapters import Adapter
 from evomerge.checkpoints.tying import is_rebuilt, may_be_tied, tied_to
 from evomerge.checkpoints.weights import Entry, WeightFiles
+from evomerge.errors import CheckpointError, Fault
 
 
 class StoredTensors:
@@ -42,6 +43,11 @@ class StoredTensors:
             for name in self.adapter.names:
                 self.entries[name] = self.adapter.entry(name, self.entries[name])
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors' shapes by stored name."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
     def stored_name(self, name: str) -> str | None:
         """The name that a tensor is stored under; None if it is not stored."""
         return name if name in self.entries else self.shared(name)
@@ -67,6 +73,31 @@ class StoredTensors:
         if self.adapter is not None and stored in self.adapter.names:
             return self.adapter.apply(stored, tensor)
         return tensor.clone(memory_format=torch.contiguous_format) if keep else tensor
+
+    def path(self, stored: str) -> str:
+        """The file that a tensor stands in, for messages."""
+        return str(self.weights.path(stored))
+
+    def check_finite(self, stored: str, tensor: torch.Tensor, place: str) -> None:
+        """Refuse a tensor that holds NaN or infinity.
+
+        Args:
+            stored: its stored name.
+            tensor: its values.
+            place: names it in the message.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            return
+        # The extremes are NaN if any element is, and need no memory of the tensor's size.
+        low, high = torch.aminmax(tensor)
+        if bool(torch.isfinite(low) & torch.isfinite(high)):
+            return
+        nans, bad = int(tensor.isnan().sum()), int((~tensor.isfinite()).sum())
+        problem = f"{bad} of {tensor.numel()} elements are not finite ({nans} NaN)"
+        raise CheckpointError([Fault(place, f"{problem}; file {self.path(stored)}")])
 
     def _own_entries(self) -> dict[str, Entry]:
         kept = {

@@ -72,7 +72,8 @@ class MergeEngine:
         for model in [*([base_model] if base_model is not None else []), *models]:
             reference = _reference(model)
             if reference not in self._sources:
-                self._sources[reference] = _source(model, torch.device(device), resident)
+                first = next((one.like for one in self._sources.values()), None)
+                self._sources[reference] = _source(model, first, torch.device(device), resident)
         if not self._sources:
             raise ValueError("an engine needs at least one model")
         self._resident = resident
@@ -331,8 +332,11 @@ def _reference(model: Model) -> ModelReference:
         raise CheckpointError([Fault(repr(model), str(problem))]) from problem
 
 
-def _source(model: Model, device: torch.device, resident: bool) -> Source:
+def _source(model: Model, first: Checkpoint | None, device: torch.device, resident: bool) -> Source:
     if isinstance(model, MergedModel):
         return model
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+    if first is not None:
+        # Another version of transformers may have stored it under other names.
+        checkpoint = checkpoint.aligned(first)
     return Stored(checkpoint, device, resident=resident)
