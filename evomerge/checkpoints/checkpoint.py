@@ -21,7 +21,7 @@ from evomerge.checkpoints.living import (
     load_model_from,
     load_tokenizer,
 )
-from evomerge.checkpoints.placing import Placements, check_loaded, placements
+from evomerge.checkpoints.placing import Placements, Shapes, check_loaded, placements
 from evomerge.checkpoints.stored import StoredTensors
 from evomerge.checkpoints.structure import Structure, find_structure, structure_by_names
 from evomerge.checkpoints.tying import input_embedding
@@ -60,7 +60,8 @@ class Checkpoint:
         self.trust_remote_code = trust_remote_code
         self.config = read_config(folder, reference)
         self._fingerprint: str | None = None
-        self._stored = StoredTensors(find_weights(folder), self._has_tied_head, adapter_folder)
+        weights = find_weights(folder)
+        self._stored = StoredTensors(weights, self._has_tied_head, adapter_folder, self._place)
         if adapter_folder is not None and "vocab_size" in self.config:
             self.config["vocab_size"] = self.vocab_size
 
@@ -79,7 +80,10 @@ class Checkpoint:
             CheckpointError: it cannot be found or read, is quantised, or its adapter is not
                 supported or does not fit.
         """
-        model = _parsed(reference)
+        try:
+            model = ModelReference.parse(reference)
+        except ValueError as problem:
+            raise CheckpointError([Fault(repr(reference), str(problem))]) from problem
         folder = locate(model.path, model.revision, trust_remote_code=trust_remote_code)
         adapter = locate(model.lora, model.lora_revision) if model.lora else None
         return cls(model, folder, adapter, trust_remote_code=trust_remote_code)
@@ -130,11 +134,13 @@ class Checkpoint:
         Tensors with no counterpart in ``first`` keep their own names.
         """
         shapes = self._stored.shapes
-        if shapes == first._stored.shapes or first._placed is None:
+        if shapes == first._stored.shapes:
             return self
-        model, wanted = first._placed
+        wanted, model = first._place(first._stored.shapes), first._empty
+        if wanted is None or model is None:
+            return self
         other = copy(self)
-        other.__dict__ = {k: v for k, v in vars(self).items() if k not in ("structure", "_placed")}
+        other.__dict__ = {k: v for k, v in vars(self).items() if k != "structure"}
         other._stored = align(self._stored, placements(model, shapes), wanted, model)
         return other
 
@@ -146,7 +152,8 @@ class Checkpoint:
     @cached_property
     def structure(self) -> Structure:
         """Which tensors belong to which layer."""
-        found = None if self._placed is None else find_structure(*self._placed)
+        placed = self._place(self._stored.shapes)
+        found = find_structure(self._empty, placed) if self._empty and placed else None
         return found or structure_by_names(self.names, counted_layers(self.config, self.names))
 
     @property
@@ -239,27 +246,27 @@ class Checkpoint:
         Raises:
             CheckpointError: transformers cannot build it, or weights are missing.
         """
-        config, place = self.model_config(), str(self.reference)
-        dtype = dtype or self.torch_dtype
+        place, wanted = str(self.reference), dtype or self.torch_dtype
+        how = (self.folder, self.model_config(), place, self.trust_remote_code, wanted)
         if self._stored.adapter is None:
-            model = load_model(self.folder, config, place, self.trust_remote_code, dtype)
+            model = load_model(*how)
         else:
             state = {name: self._stored.read(name, keep=False) for name in self.names}
-            model = load_model_from(
-                state, self.folder, config, place, self.trust_remote_code, dtype
-            )
+            model = load_model_from(state, *how)
         check_loaded(model, self._stored, place)
         return model.to(device)
 
     @cached_property
-    def _placed(self) -> tuple[torch.nn.Module, Placements] | None:
-        """The model without values, and where the tensors belong in it; None: it is not known."""
+    def _empty(self) -> torch.nn.Module | None:
+        """The model without values; None where it cannot be built."""
         place, trusted = str(self.reference), self.trust_remote_code
         try:
-            model = empty_model(self.model_config(), place, trusted)
+            return empty_model(load_config(self.folder, place, trusted), place, trusted)
         except CheckpointError:
             return None
-        return model, placements(model, self._stored.shapes)
+
+    def _place(self, shapes: Shapes) -> Placements | None:
+        return None if self._empty is None else placements(self._empty, shapes)
 
     def _has_tied_head(self) -> bool:
         for section in (self.config, text_section(self.config)):
@@ -281,13 +288,6 @@ class Checkpoint:
 
     def _entry(self, name: str) -> Entry:
         return self._stored.entries[self._require(name)]
-
-
-def _parsed(reference: ModelReference | str) -> ModelReference:
-    try:
-        return ModelReference.parse(reference)
-    except ValueError as problem:
-        raise CheckpointError([Fault(repr(reference), str(problem))]) from problem
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
