@@ -7,6 +7,7 @@ no documented interface yet. All that is known here about its inside stands in t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -113,6 +114,12 @@ def grouped(model: torch.nn.Module, names: Iterable[str]) -> tuple[dict[str, str
         group._patterns.append(pattern)
         group._between.append(_target(name, renamings, [], prefix, {})[0])
     return renamed, list(groups.values())
+
+
+def is_ignored(model: torch.nn.Module, name: str) -> bool:
+    """Whether a model knows a stored tensor as one that it does without (further tokens' heads)."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _transforms(model: torch.nn.Module) -> list[Any]:

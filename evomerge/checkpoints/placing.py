@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from evomerge.checkpoints.conversions import Group, grouped
+from evomerge.checkpoints.conversions import Group, grouped, is_ignored
 from evomerge.errors import CheckpointError, Fault
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -68,12 +68,14 @@ class Placements:
     Args:
         places: by stored name.
         conversions: those that have no place of their own.
-        strangers: stored tensors that the model has no use for → why.
+        strangers: stored tensors that have no place in the model → why.
+        ignored: those that the model is known to do without.
     """
 
     places: Mapping[str, Placement]
     conversions: tuple[Conversion, ...]
     strangers: Mapping[str, str]
+    ignored: frozenset[str] = frozenset()
 
     def parameters(self, name: str) -> tuple[str, ...]:
         """The live parameters that a stored tensor's values stand in."""
@@ -177,7 +179,9 @@ def _work_out(model: torch.nn.Module, shapes: Shapes) -> Placements:
             # Only where it is turned does a part of the parameter's shape differ from all of it.
             contiguous = part[1] == torch.empty(part[0], device="meta").stride()
             places[name] = Placement(parameter, None if whole and contiguous else part)
-    return Placements(places, tuple(conversions), strangers)
+    ignored = frozenset(name for name in strangers if is_ignored(model, name))
+    strangers = {name: why for name, why in strangers.items() if name not in ignored}
+    return Placements(places, tuple(conversions), strangers, ignored)
 
 
 def _outline(

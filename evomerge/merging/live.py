@@ -65,7 +65,9 @@ class LiveTensors:
         if placement is not None:
             return placement.view(self._tensors[placement.parameter].detach())
         if name not in self._staged:
-            near = self._tensors[self._conversions[name].targets[0]]
+            # A tensor that the model does without is merged for the export alone.
+            held = self._placed.parameters(name) or tuple(self._parameters)
+            near = self._tensors[held[0]]
             self._staged[name] = torch.empty(
                 self._shapes[name], dtype=near.dtype, device=near.device
             )
@@ -73,6 +75,9 @@ class LiveTensors:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Copy a tensor into the live model's storage, unless it was made there."""
+        if name in self._placed.ignored:
+            self._staged.pop(name, None)
+            return
         place = self.place(name)
         if place.data_ptr() != tensor.data_ptr():
             place.copy_(tensor)

@@ -66,6 +66,20 @@ def _qwen3_vl_moe() -> Any:
     )
 
 
+def _deepseek() -> Any:
+    ranks = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    groups = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "v_head_dim": 8}
+    return hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**_TEXT, **ranks, **experts, **groups))
+
+
+def _opt() -> Any:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "ffn_dim": 24, "word_embed_proj_dim": 8}
+    return hf.OPTForCausalLM(
+        hf.OPTConfig(**sizes, num_hidden_layers=3, num_attention_heads=2, pad_token_id=0)
+    )
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_TEXT)),
     "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_HEADS, tie_word_embeddings=True)),
@@ -89,12 +103,15 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 LAYERS = 3
 
+OTHERS: dict[str, Callable[[], Any]] = {"deepseek": _deepseek, "opt": _opt}
+"""Kinds for single tests."""
+
 
 def write_kind(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Family:
     """A base model and two fine-tuned ones, all random."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = KINDS[kind]().to(dtype)
+        model = (KINDS | OTHERS)[kind]().to(dtype)
     random = torch.Generator().manual_seed(1)
     parameters = list(model.parameters())
     base = [torch.randn(one.shape, generator=random).mul_(0.2) for one in parameters]

@@ -12,7 +12,15 @@ from evomerge.checkpoints import Checkpoint
 from evomerge.merging import MergeEngine, layout_of, write_merge
 from evomerge.recipe import Recipe
 from tests.merging.kinds import KINDS, LAYERS, logits, write_kind
-from tests.merging.worlds import Family, recipe_of, recipe_text, run_mergekit, same_bits, stored
+from tests.merging.worlds import (
+    Family,
+    recipe_of,
+    recipe_text,
+    rewrite,
+    run_mergekit,
+    same_bits,
+    stored,
+)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -113,6 +121,28 @@ def test_layers_stand_where_they_do(family: Family) -> None:
     assert embedding in first
     assert all("vision" not in name and "visual" not in name for name in layout.last)
     assert all("embeddings.word" not in name for name in layout.last)
+
+
+def test_what_follows_the_layers_but_is_listed_before_them(tmp_path: Path) -> None:
+    layout = layout_of(Checkpoint.open(str(write_kind("opt", tmp_path).base)))
+    outside = {name for name, layer in layout.tensors.items() if layer is None}
+    first = {"embed_tokens.weight", "embed_positions.weight", "project_in.weight"}
+    assert outside - layout.last == {f"model.decoder.{name}" for name in first}
+    last = {"final_layer_norm.weight", "final_layer_norm.bias", "project_out.weight"}
+    assert layout.last == {f"model.decoder.{name}" for name in last}
+
+
+def test_without_trust_a_models_own_code_is_not_asked_for_its_layers(tmp_path: Path) -> None:
+    names = ("vision.blocks.1.w", "transformer.blocks.0.w", "transformer.blocks.1.w", "lm_head.w")
+    tensors = {name: torch.zeros(2, 2) for name in names}
+    tmp_path.joinpath("config.json").write_text(
+        '{"model_type": "own", "n_layers": 2, "auto_map": {"AutoConfig": "code.C"}}'
+    )
+    tmp_path.joinpath("code.py").write_text("raise SystemExit('it ran')")
+    rewrite(tmp_path, tensors)
+    layout = layout_of(Checkpoint.open(str(tmp_path)))
+    assert dict(layout.tensors) == dict(zip(names, (None, 0, 1, None), strict=True))
+    assert layout.last == {"lm_head.w"}
 
 
 def test_layers_are_stacked(family: Family, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import save_file
 
 from evomerge.checkpoints import Checkpoint, compare
 from evomerge.errors import CheckpointError, RecipeError
@@ -179,3 +181,51 @@ def test_a_model_that_the_caller_made_is_merged_into(tmp_path: Path) -> None:
     engine.merge_into(ours, recipe)
     engine.merge_into(theirs, recipe)
     same_bits(dict(theirs.named_parameters()), dict(ours.named_parameters()))
+
+
+def test_what_a_model_is_known_to_do_without_is_merged_for_the_file_alone(tmp_path: Path) -> None:
+    family = write_kind("deepseek", tmp_path)
+    # DeepSeek's file holds a 62nd layer that predicts further tokens, and transformers skips.
+    extra = "model.layers.61.eh_proj.weight"
+    for number, path in enumerate(family.all):
+        rewrite(path, {**stored(path), extra: torch.full((4, 4), float(number))})
+    engine = _engine(family)
+    live = engine.like.load_model()
+    recipe = recipe_of(family, "task_arithmetic", (0.5, 0.25))
+    engine.merge_into(live, recipe)
+    write_merge([recipe], tmp_path / "out")
+    again = type(live).from_pretrained(tmp_path / "out")
+    same_bits(dict(live.named_parameters()), dict(again.named_parameters()))
+    assert torch.equal(stored(tmp_path / "out")[extra], torch.full((4, 4), 0.5 + 0.25 * 2))
+    assert engine.layout.tensors[extra] is None
+    strange = "model.strange.weight"
+    for path in family.all:
+        rewrite(path, {**stored(path), strange: torch.zeros(4)})
+    engine = _engine(family)
+    with pytest.raises(RecipeError, match=rf"live DeepseekV3ForCausalLM has no tensor {strange}"):
+        engine.merge_into(live, recipe)
+
+
+@pytest.mark.parametrize("way", ["in several files", "as .bin"])
+def test_experts_in_other_files(way: str, tmp_path: Path) -> None:
+    plain = write_kind("mixtral", tmp_path / "plain")
+    other = write_kind("mixtral", tmp_path / "other")
+    for path in other.all:
+        tensors = stored(path)
+        (path / "model.safetensors").unlink()
+        if way == "as .bin":
+            torch.save(tensors, path / "pytorch_model.bin")
+        else:
+            # Neighbouring tensors, and so the experts of a layer, lie in different files.
+            index = {name: f"part-{n % 3}.safetensors" for n, name in enumerate(tensors)}
+            for file in set(index.values()):
+                own = {name: one for name, one in tensors.items() if index[name] == file}
+                save_file(own, path / file, {"format": "pt"})
+            text = json.dumps({"metadata": {}, "weight_map": index})
+            (path / "model.safetensors.index.json").write_text(text)
+    lives = []
+    for family in (plain, other):
+        engine = _engine(family)
+        lives.append(engine.like.load_model())
+        engine.merge_into(lives[-1], recipe_of(family, "dare_ties"))
+    same_bits(dict(lives[1].named_parameters()), dict(lives[0].named_parameters()))
