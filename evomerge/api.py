@@ -15,6 +15,7 @@ from evomerge.arguments import (
     model_or_stages,
     read_recipes,
     read_space,
+    tell_beyond_mergekit,
     write_new,
 )
 from evomerge.errors import EvomergeWarning, Fault, InputError, TaskError
@@ -74,16 +75,25 @@ def export(
     *,
     trial: int | None = None,
     storage: str | None = None,
-) -> Recipe:
+) -> Recipe | tuple[Recipe, ...]:
     """The recipe of a trial (the best one by default), written to ``out`` if that is given.
+
+    Returns:
+        The recipe, or the stages of a staged one in their order: what ``merge`` takes.
 
     Raises:
         StudyError: there is no such study or trial, or ``out`` exists.
+
+    Warns:
+        EvomergeWarning: mergekit's own command would make another model of the recipe.
     """
-    recipe = load_study(study, storage).recipe(trial)
+    from evomerge.recipe import write_recipes
+
+    recipes = load_study(study, storage).recipes(trial)
+    tell_beyond_mergekit(recipes)
     if out is not None:
-        write_new(out, recipe.to_yaml())
-    return recipe
+        write_new(out, write_recipes(recipes))
+    return recipes if len(recipes) > 1 else recipes[0]
 
 
 def merge(
@@ -105,6 +115,9 @@ def merge(
 
     Raises:
         InputError: a recipe or a model is wrong, or ``out`` is taken.
+
+    Warns:
+        EvomergeWarning: mergekit's own command would make another model of the recipe.
     """
     recipes = read_recipes(recipe)
     with begun_fingerprints(recipes) as fingerprints:
@@ -112,6 +125,7 @@ def merge(
         from evomerge.merging import write_merge
 
         check_device(device)
+        tell_beyond_mergekit(recipes)
         return write_merge(
             recipes,
             Path(out),

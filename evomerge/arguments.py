@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from evomerge.errors import CheckpointError, Fault, InputError, StudyError
+from evomerge.errors import CheckpointError, EvomergeWarning, Fault, InputError, StudyError
 from evomerge.references import ModelReference
 
 if TYPE_CHECKING:
@@ -107,6 +108,17 @@ def begun_fingerprints(recipes: Sequence[Recipe]) -> Fingerprints:
         if files is not None:
             fingerprints.begin(files)
     return fingerprints
+
+
+def tell_beyond_mergekit(recipes: Sequence[Recipe]) -> None:
+    """Warn of what in recipes mergekit's own command would not do."""
+    reasons = dict.fromkeys(reason for recipe in recipes for reason in recipe.beyond_mergekit())
+    for reason in reasons:
+        warnings.warn(
+            f"mergekit would make another model of this recipe: it ignores {reason}",
+            EvomergeWarning,
+            stacklevel=3,
+        )
 
 
 def write_new(path: Path, text: str) -> None:

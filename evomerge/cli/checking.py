@@ -56,7 +56,7 @@ def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str,
     return {
         "ok": True,
         "space": str(prepared.space.source),
-        "merge_method": prepared.space.merge_method,
+        "merge_method": prepared.space.methods_named,
         "models": [
             {
                 "model": str(checkpoint.reference),

@@ -39,10 +39,12 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
 def export_recipe(study: str, trial: int | None, output: Path | None, storage: str | None) -> None:
     """A trial's recipe, to a new file or to the terminal."""
     from evomerge.api import export
+    from evomerge.arguments import read_recipes
+    from evomerge.recipe import write_recipes
 
-    recipe = export(study, output, trial=trial, storage=storage)
+    recipes = read_recipes(export(study, output, trial=trial, storage=storage))
     if output is None:
-        typer.echo(_sendable(recipe.to_yaml()))
+        typer.echo(_sendable(write_recipes(recipes)))
     else:
         stderr.print(f"Written: {output}. The model: evomerge merge {output} OUT", **AS_IT_IS)
 

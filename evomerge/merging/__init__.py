@@ -10,6 +10,7 @@ from evomerge.merging.methods import merge
 from evomerge.merging.placing import devices_of, needs_of
 from evomerge.merging.residency import Needs, ResidencyPlan, Room, plan_residency
 from evomerge.merging.sources import MergedModel
+from evomerge.merging.stages import StagedEngine
 
 __all__ = [
     "DTYPES",
@@ -19,6 +20,7 @@ __all__ = [
     "Needs",
     "ResidencyPlan",
     "Room",
+    "StagedEngine",
     "devices_of",
     "layout_of",
     "make_layout",

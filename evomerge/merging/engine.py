@@ -6,7 +6,9 @@ so that what was scored and what is exported are the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from copy import copy
 
 import torch
 
@@ -14,13 +16,19 @@ from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
 from evomerge.merging.layout import make_layout
 from evomerge.merging.live import LiveTensors
-from evomerge.merging.methods import merge
+from evomerge.merging.methods import merge_bounded
 from evomerge.merging.placing import Device, place_of, plan_here
+from evomerge.merging.programs import Programs
 from evomerge.merging.residency import ResidencyPlan, Wish
 from evomerge.merging.sources import MergedModel, Source, Stored, read_ahead
 from evomerge.merging.taskvectors import Memory
+from evomerge.merging.trimming import measure
+from evomerge.merging.whole import Whole
 from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
+
+_CANDIDATES = 20  # that an engine of resident models is expected to merge at least
+_ROOM = 64 << 20  # bytes that may be kept about models beyond their own size
 
 Model = ModelReference | str | Checkpoint | MergedModel
 
@@ -35,10 +43,11 @@ DTYPES: Mapping[str, torch.dtype] = {
 class MergeEngine:
     """Merges recipes of the models that it holds.
 
-    They are held in their own types. Beside them a merge needs, for one tensor at a time, a byte
-    per element and sparsified model, the result where it is not made in place, and pieces of a
-    processor's cache's size in float32. In models of some million parameters ranks and random
-    numbers are kept too (at most 64 MiB).
+    They are held in their own types. What no candidate changes is found out once and kept, up to
+    the models' own size: for DARE 98 KB per large tensor and model, for TIES about as much (the
+    whole tensor's magnitudes are counted), for DELLA two bytes per element and model (ranks).
+    Beside them a merge needs, for one tensor at a time, a byte per element where norms are restored
+    tensor by tensor, and the result where it is not made in place.
 
     Args:
         base_model: the model that task vectors are taken from and added to; None for methods that
@@ -73,20 +82,56 @@ class MergeEngine:
             raise ValueError("an engine needs at least one model")
         stored = [model for model in opened.values() if isinstance(model, Checkpoint)]
         self._plan = plan_here(residency, stored, device) if resident and stored else None
-        held = None if self._plan is None else self._plan.residency
+        where = None if self._plan is None else self._plan.residency
         self._sources: dict[ModelReference, Source] = {
-            reference: Stored(model, place_of(device), residency=held)
+            reference: Stored(model, place_of(device), residency=where)
             if isinstance(model, Checkpoint)
             else model
             for reference, model in opened.items()
         }
-        self._memory = Memory() if resident else None
+        self._resident = resident
+        held = sum(source.nbytes for source in self._sources.values())
+        self._memory = Memory(held + _ROOM) if resident else None
+        self._programs: dict[torch.device, Programs] = {}
         # The base, where there is one: integer tensors, and what is no tensor, come from it.
         self._first = next(iter(self._sources.values()))
-        self._layout = make_layout(
-            self._first.names,
-            self.like.num_layers if self._first.layers is None else len(self._first.layers),
-        )
+        self._layout = _layout(self._first)
+
+    def sharing(
+        self, models: Sequence[ModelReference], results: Mapping[ModelReference, Source]
+    ) -> MergeEngine:
+        """An engine of models that this one holds, which stay where they are, and of others.
+
+        It remembers nothing of merges that the others have part in: they may change.
+
+        Args:
+            models: which, in the order that a new engine would have them in.
+            results: the others, such as the results of a recipe's earlier stages.
+
+        Raises:
+            RecipeError: a model is among neither.
+        """
+        strangers = [one for one in models if one not in results and one not in self._sources]
+        if strangers:
+            raise RecipeError(Fault(str(one), "is not among the models held") for one in strangers)
+        other = copy(self)
+        other._sources = {one: results.get(one) or self._sources[one] for one in models}
+        if any(one in results for one in models):
+            other._memory = None
+        other._first = next(iter(other._sources.values()))
+        other._layout = _layout(other._first)
+        return other
+
+    def reader(self, recipe: Recipe) -> Callable[[str], torch.Tensor]:
+        """A function that merges one tensor of a recipe, by its name: :meth:`tensors` bit for bit.
+
+        Raises:
+            RecipeError: as :meth:`tensors`; the function raises TrialError as that does.
+        """
+        dtype = self.dtype(recipe)
+        specs = {spec.name: spec for spec in self._resolve(recipe)}
+        whole = self._whole(tuple(specs.values()))
+        return lambda name: self._merged(specs[name], dtype, whole=whole)
 
     @property
     def residency(self) -> ResidencyPlan | None:
@@ -159,9 +204,10 @@ class MergeEngine:
             TrialError: a merged tensor holds NaN or infinity.
         """
         dtype, specs = self.dtype(recipe), self._resolve(recipe)
+        whole = self._whole(specs)
         with read_ahead(self._sources, specs):
             for spec in specs:
-                yield spec.name, self._merged(spec, dtype)
+                yield spec.name, self._merged(spec, dtype, whole=whole)
 
     def merge_into(self, model: torch.nn.Module, recipe: Recipe) -> None:
         """Write a recipe's tensors into a live model, in place.
@@ -181,15 +227,26 @@ class MergeEngine:
         live = LiveTensors(model)
         specs, dtype = self._resolve(recipe), self.dtype(recipe)
         live.check({spec.name: self._shape(spec) for spec in specs}, dtype, recipe.place)
+        whole = self._whole(specs)
         with read_ahead(self._sources, specs):
-            self._write(live, specs, dtype)
+            self._write(live, specs, dtype, whole)
 
-    def _write(self, live: LiveTensors, specs: Sequence[TensorMerge], dtype: torch.dtype) -> None:
+    def _write(
+        self,
+        live: LiveTensors,
+        specs: Sequence[TensorMerge],
+        dtype: torch.dtype,
+        whole: Whole | None,
+    ) -> None:
         for spec in specs:
-            live.write(spec.name, self._merged(spec, dtype, live.place(spec.name)))
+            live.write(spec.name, self._merged(spec, dtype, live.place(spec.name), whole))
 
     def _merged(
-        self, spec: TensorMerge, dtype: torch.dtype, place: torch.Tensor | None = None
+        self,
+        spec: TensorMerge,
+        dtype: torch.dtype,
+        place: torch.Tensor | None = None,
+        whole: Whole | None = None,
     ) -> torch.Tensor:
         """One merged tensor; in ``place`` if that is given, can be written to and is near."""
         model, name = self._lead(spec)
@@ -202,13 +259,44 @@ class MergeEngine:
         inputs = [tensor.to(device) for tensor in inputs]
         if place is not None and not (place.is_contiguous() and place.device == device):
             place = None
-        merged = merge(spec, base, inputs, dtype=dtype, out=place, memory=self._memory)
-        if merged.numel():
+        merged, certain = merge_bounded(
+            spec,
+            base,
+            inputs,
+            dtype=dtype,
+            out=place,
+            memory=self._memory,
+            programs=self._programs_on(device),
+            whole=whole,
+        )
+        if not certain and merged.numel():
             low, high = torch.aminmax(merged)
             if not bool(torch.isfinite(low) & torch.isfinite(high)):
                 problem = f"the merged tensor holds NaN or infinity (as {dtype})"
                 raise TrialError(f"{spec.name}: {problem}")
         return merged
+
+    def _whole(self, specs: Sequence[TensorMerge]) -> Whole | None:
+        """What a variant decides over all tensors, before the first is merged."""
+        floating = [
+            spec
+            for spec in specs
+            if self._sources[self._lead(spec)[0]].dtype(self._lead(spec)[1]).is_floating_point
+        ]
+        return measure(floating, self._inputs)
+
+    def _inputs(self, spec: TensorMerge) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        assert spec.base is not None
+        base = self._sources[spec.base[0]].tensor(spec.base[1])
+        parts = spec.contributions
+        return base, [self._sources[p.model].tensor(p.tensor).to(base.device) for p in parts]
+
+    def _programs_on(self, device: torch.device) -> Programs:
+        if device not in self._programs:
+            numel = sum(math.prod(self._first.shape(name)) for name in self._first.names)
+            ahead = numel * len(self._sources) * (_CANDIDATES if self._resident else 1)
+            self._programs[device] = Programs(device, ahead)
+        return self._programs[device]
 
     def _lead(self, spec: TensorMerge) -> tuple[ModelReference, str]:
         """The model and its tensor that give a merged tensor's shape: the base if it has part."""
@@ -259,6 +347,11 @@ class MergeEngine:
                 faults.append(Fault(place, f"floating in some models only: {listed}"))
         if faults:
             raise RecipeError(faults)
+
+
+def _layout(source: Source) -> Layout:
+    layers = source.like.num_layers if source.layers is None else len(source.layers)
+    return make_layout(source.names, layers)
 
 
 def _reference(model: Model) -> ModelReference:

@@ -14,7 +14,7 @@ from evomerge.errors import CheckpointError, Fault, RecipeError
 from evomerge.merging.card import model_card
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.sources import MergedModel
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, write_recipes
 from evomerge.references import ModelReference
 
 Text = str | Callable[[], str]
@@ -266,7 +266,7 @@ def _files(
     opened: Mapping[ModelReference, Checkpoint],
     fingerprints: Fingerprints,
 ) -> dict[str, Text]:
-    text = "---\n".join(recipe.to_yaml().rstrip() + "\n" for recipe in recipes)
+    text = write_recipes(recipes)
     files: dict[str, Text] = {
         RECIPE_FILE: text,
         "README.md": lambda: model_card(text, recipes, opened, fingerprints),

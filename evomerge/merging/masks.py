@@ -8,6 +8,9 @@ their genes, not by luck.
 Everything is arithmetic on 32-bit integers that wrap around, so that a compiled kernel computes the
 same bits. Comparisons are between integers too: a threshold in floating point would leave the last
 bit to whether a device fuses a multiplication with an addition.
+
+Half of the hash depends on the tensor and the element alone, and is done once for all the models;
+the other half has a key and a multiplier for each model (``kernels.mix``, ``kernels.draw``).
 """
 
 from __future__ import annotations
@@ -20,19 +23,13 @@ from functools import lru_cache
 
 import torch
 
-BITS = 24
-"""Every number is a multiple of 2⁻²⁴ in [0, 1): what float32 holds exactly."""
+from evomerge.merging.kernels import GOLDEN, I, draw, mix
 
+BITS = 24
+"""Densities are compared with the 24 highest bits of a number."""
+
+_SIGNIFICANT = 11
 _BLOCK = 1 << 32
-# 2³²/φ, odd: multiplied by it, neighbouring counters differ in their high bits too. Without it the
-# hash below spreads counters more evenly than chance does (seen: chi-square over 400 keys).
-_GOLDEN = 0x9E3779B1 - _BLOCK
-# The two multipliers of "lowbias32", found by search for the least bias among hashes of this shape
-# (C. Wellons, hash-prospector, public domain), as signed numbers.
-_FIRST = 0x7FEB352D
-_SECOND = 0x846CA68B - _BLOCK
-# Counters up to here are kept: a tile of the merge on a CPU.
-_KEPT = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -49,23 +46,20 @@ class Stream:
     label: str
     tensor: str
 
-    def bits(
-        self, count: int, *, start: int = 0, device: torch.device | str = "cpu"
-    ) -> torch.Tensor:
-        """Elements ``start … start + count - 1`` as integers in [0, 2²⁴).
+    def keys(self, start: int = 0) -> dict[I, int]:
+        """Its rows of a kernel's ``ints``, for the elements from ``start`` on.
 
-        Returns:
-            int32, shape [count]. The tensor's float numbers are these times 2⁻²⁴.
+        Up to the next multiple of 2³²: each run of 2³² elements has keys of its own.
         """
-        parts = []
-        while count > 0:
-            block, offset = divmod(start, _BLOCK)
-            size = min(count, _BLOCK - offset)
-            parts.append(_hash(offset, size, _keys(self, block), torch.device(device)))
-            start, count = start + size, count - size
-        if not parts:
-            return torch.empty(0, dtype=torch.int32, device=device)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        block, offset = divmod(start, _BLOCK)
+        key, multiplier = _digest("model", self.seed, self.label, self.tensor, block)
+        counter, second = _digest("tensor", self.seed, self.tensor, block)
+        return {
+            I.KEY: key,
+            I.MULTIPLIER: multiplier | 1,
+            I.COUNTER: signed(offset * GOLDEN + counter),
+            I.SECOND: second,
+        }
 
 
 def uniform(
@@ -88,64 +82,87 @@ def uniform(
         device: where to compute them; the numbers are the same everywhere.
 
     Returns:
-        float32, shape [numel], multiples of 2⁻²⁴.
+        float64, shape [numel], multiples of 2⁻³². An element is kept at density d where its number
+        is below ``drawn_density(d)``.
     """
-    bits = Stream(seed, label, tensor).bits(numel, start=start, device=device)
-    return bits.to(torch.float32) * 2.0**-BITS
+    stream = Stream(seed, label, tensor)
+    bits = uniform_bits(stream, start, start + numel, torch.device(device))
+    return (bits.to(torch.float64) + 2.0**31) * 2.0**-32
 
 
-def threshold(share: float) -> int:
-    """The integer that ``bits`` is below exactly where the number is below ``share``."""
-    return min(max(math.ceil(share * 2**BITS), 0), 2**BITS)
+def uniform_bits(stream: Stream, start: int, stop: int, device: torch.device) -> torch.Tensor:
+    """The drawn integers of elements ``start … stop - 1``; int32, uniform over its whole range."""
+    parts = [torch.empty(0, dtype=torch.int32, device=device)]
+    while start < stop:
+        size = min(stop - start, _BLOCK - start % _BLOCK)
+        parts.append(_draw(stream.keys(start), size, device))
+        start += size
+    return torch.cat(parts)
 
 
-@lru_cache(maxsize=4096)
-def _keys(stream: Stream, block: int) -> tuple[int, int]:
-    """Two 32-bit keys per 2³² elements, as signed numbers.
+def threshold(density: float) -> int:
+    """The density that masks are drawn at, in units of 2⁻²⁴; from 1 to 2²⁴.
 
-    One key alone would give every tensor the same numbers, shuffled by an exclusive or.
+    A density has 11 significant bits here, more than bfloat16's 8: it is off by a share of 2⁻¹² at
+    most, and what a mask keeps can be summed up once for all the densities of a search.
     """
-    text = json.dumps([stream.seed, stream.label, stream.tensor, block])
-    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"evomerge-mask").digest()
-    first, second = (
-        int.from_bytes(part, "little", signed=True) for part in (digest[:4], digest[4:])
-    )
-    return first, second
+    scaled = min(max(density, 0.0), 1.0) * 2**BITS
+    exponent = math.frexp(scaled)[1] - _SIGNIFICANT
+    unit = 2.0 ** max(exponent, 0)
+    return min(max(round(scaled / unit) * int(unit), 1), 2**BITS)
 
 
-def _hash(start: int, count: int, keys: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """lowbias32 of the scaled counter plus the first key, the second key let in half-way."""
-    x = _scaled_counter(count, device) + _signed(start * _GOLDEN + keys[0])
-    _shift_xor(x, 16)
-    x.mul_(_FIRST).bitwise_xor_(keys[1])
-    _shift_xor(x, 15)
-    x.mul_(_SECOND)
-    _shift_xor(x, 16)
-    return x.bitwise_right_shift_(32 - BITS).bitwise_and_((1 << BITS) - 1)
+def drawn_density(density: float) -> float:
+    """The density that masks are drawn at: the given one, to 11 significant bits."""
+    return threshold(density) * 2.0**-BITS
 
 
-def _signed(number: int) -> int:
+def limit(density: float) -> int:
+    """The largest drawn integer (int32) that is kept at a density."""
+    return (threshold(density) << (32 - BITS)) - 1 - _BLOCK // 2
+
+
+def rank_limits(length: int, density: float, epsilon: float) -> dict[I, int]:
+    """The rows of ``ints`` that keep rank r = 0 … length - 1 with its probability.
+
+    That is q = (d − ε) + 2ε·r/(length − 1), DELLA's (arXiv 2406.11617, equations 1 to 3), its step
+    rounded to a multiple of 2⁻³²: q is off by ``length``·2⁻³⁴ at most. With ε = 0, or in a row of
+    one element, the limit is the one of ``limit``: DARE's, bit for bit.
+
+    Args:
+        length: of a row.
+        density, epsilon: d and ε.
+    """
+    if epsilon == 0 or length == 1:
+        return {I.LIMIT: limit(density), I.STEP: 0}
+    step = round(2 * epsilon * _BLOCK / (length - 1))
+    # The middle rank has d itself, so that the share that is kept is d whatever the rounding.
+    first = max(round(density * _BLOCK - step * (length - 1) / 2), 1)
+    return {I.LIMIT: first - 1 - _BLOCK // 2, I.STEP: signed(step)}
+
+
+def signed(number: int) -> int:
     """The number modulo 2³², as a signed 32-bit integer."""
     return (number + _BLOCK // 2) % _BLOCK - _BLOCK // 2
 
 
-def _shift_xor(x: torch.Tensor, shift: int) -> None:
-    # torch shifts signed integers arithmetically: the copies of the sign are masked away.
-    x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1))
+@lru_cache(maxsize=1 << 16)
+def _digest(*key: str | int) -> tuple[int, int]:
+    """Two 32-bit keys, as signed numbers."""
+    digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8, person=b"evomerge-mask")
+    raw = digest.digest()
+    first, second = (int.from_bytes(part, "little", signed=True) for part in (raw[:4], raw[4:]))
+    return first, second
 
 
-def _scaled_counter(count: int, device: torch.device) -> torch.Tensor:
-    """0, g, 2g … as 32-bit numbers that wrap around."""
-    return _kept_counter(device)[:count] if count <= _KEPT else _make_counter(count, device)
-
-
-@lru_cache(maxsize=16)
-def _kept_counter(device: torch.device) -> torch.Tensor:
-    return _make_counter(_KEPT, device)
-
-
-def _make_counter(count: int, device: torch.device) -> torch.Tensor:
+def _draw(keys: dict[I, int], count: int, device: torch.device) -> torch.Tensor:
+    ints = torch.zeros((len(I), 1), dtype=torch.int32)
+    for row, value in keys.items():
+        ints[row, 0] = value
+    ints = ints.to(device)
     if count <= _BLOCK // 2:
-        return torch.arange(count, dtype=torch.int32, device=device).mul_(_GOLDEN)
-    # 2³¹ does not fit into int32; narrowing int64 wraps as the multiplication does.
-    return torch.arange(count, dtype=torch.int64, device=device).to(torch.int32).mul_(_GOLDEN)
+        counter = torch.arange(count, dtype=torch.int32, device=device) * GOLDEN
+    else:
+        # 2³¹ does not fit into int32; narrowing int64 wraps as the multiplication does.
+        counter = torch.arange(count, dtype=torch.int64, device=device).to(torch.int32) * GOLDEN
+    return draw(mix(counter, ints, 0), ints, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evomerge.recipe.layout import Contribution, Layout, TensorMerge
 from evomerge.recipe.ledger import RecipeWarning
-from evomerge.recipe.loading import load_recipe, load_recipes
+from evomerge.recipe.loading import load_recipe, load_recipes, read_recipes, write_recipes
 from evomerge.recipe.methods import METHODS, MethodSpec
 from evomerge.recipe.model import Module, Recipe, Slice, Source
 from evomerge.recipe.resolving import output_layers, resolve
@@ -29,5 +29,7 @@ __all__ = [
     "load_recipe",
     "load_recipes",
     "output_layers",
+    "read_recipes",
     "resolve",
+    "write_recipes",
 ]

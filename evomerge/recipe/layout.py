@@ -65,12 +65,14 @@ class Contribution:
         model: the model.
         label: its short name; masks are keyed by it, so that they do not depend on folders.
         tensor: the name of its tensor (another layer's where slices move layers).
-        weight: the coefficient.
-        density: the share of elements that is kept, in (0, 1]; 1 keeps all.
+        weight: the coefficient; 1 where the method reads none.
+        density: the share of elements that is kept, in (0, 1]; 1 keeps all. The same for all of a
+            model's tensors where ``MethodSpec.trims_whole(variant)`` says so.
         epsilon: half-width of the keep probabilities, 0 < density ± epsilon < 1 where density < 1.
-        gamma: the share of elements, the largest ones, that is removed as outliers (breadcrumbs).
-        trim: the share of elements, the largest ones, that is kept after the mask was drawn (DARE
-            before TIES, in MergeLM's order); 1 trims nothing.
+        gamma: the share of elements, the largest ones, that is removed as outliers, in [0, 1)
+            (breadcrumbs); where density + gamma > 1, density is kept and gamma shrinks.
+        trim: the share of elements, the largest ones of all of the model's tensors together, that
+            is kept after the masks were drawn (DARE before TIES, in MergeLM's order); 1 keeps all.
     """
 
     model: ModelReference
@@ -86,6 +88,9 @@ class Contribution:
 @dataclass(frozen=True)
 class TensorMerge:
     """How one output tensor is made; every default is applied, nothing downstream adds one.
+
+    What a method in its variant does not read (``MethodSpec.reads``) has its default and no effect;
+    how the contributions become one is ``MethodSpec.consensus_of(variant)``.
 
     Args:
         name: the output tensor.
@@ -103,7 +108,7 @@ class TensorMerge:
         mask_of: what is masked: ``task_vectors``, or ``weights`` (the fine-tuned models' own
             weights; MergeLM's ablation).
         t: how far from the base to the other model (slerp), usually in [0, 1].
-        select_topk: the share of elements, those that vary most, that is merged (sce).
+        select_topk: the share of elements, those that vary most, that is merged, in (0, 1] (sce).
         flatten: take a tensor as one vector (nuslerp); else work along one of its dimensions.
         row_wise: if not ``flatten``: along rows, else columns (nuslerp).
         filter_wise: compare and interpolate row by row (model_stock).

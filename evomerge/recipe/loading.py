@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.documents import Document, read_documents, read_text
@@ -10,6 +11,7 @@ from evomerge.errors import Fault, RecipeError
 from evomerge.recipe.ledger import Ledger, RecipeWarning
 from evomerge.recipe.model import Recipe
 from evomerge.recipe.reading import read_into
+from evomerge.recipe.tokenizer import Rename
 from evomerge.references import ModelReference
 
 
@@ -38,23 +40,49 @@ def load_recipes(path: str | Path) -> tuple[Recipe, ...]:
             the same name or none, or a recipe is wrong: everything at once.
     """
     path = Path(path)
-    documents = read_documents(read_text(path, RecipeError), str(path), RecipeError)
+
+    def locate(reference: ModelReference) -> ModelReference:
+        return reference.located(Path.cwd()).located(path.parent)
+
+    return _read(read_text(path, RecipeError), str(path), locate)
+
+
+def read_recipes(text: str, source: str = "recipe") -> tuple[Recipe, ...]:
+    """Read the YAML of one or more recipes, their models' paths as they stand.
+
+    Args:
+        text: one document or several.
+        source: a name to use in messages.
+
+    Raises:
+        RecipeError: as ``load_recipes``.
+    """
+    return _read(text, source, lambda reference: reference)
+
+
+def write_recipes(recipes: Sequence[Recipe]) -> str:
+    """The YAML of one or more recipes, which ``read_recipes`` and mergekit read."""
+    return "---\n".join(recipe.to_yaml().rstrip() + "\n" for recipe in recipes)
+
+
+def _read(text: str, source: str, locate: Rename) -> tuple[Recipe, ...]:
+    documents = read_documents(text, source, RecipeError)
     if not documents:
-        raise RecipeError([Fault(str(path), "holds no recipe")])
+        raise RecipeError([Fault(source, "holds no recipe")])
     names = {name for name in map(_name, documents) if name is not None}
     ledgers = [Ledger(document) for document in documents]
     _check_names(documents, ledgers)
 
-    def locate(reference: ModelReference) -> ModelReference:
-        placed = reference.located(Path.cwd()).located(path.parent)
+    def placed(reference: ModelReference) -> ModelReference:
+        found = locate(reference)
         if reference.path not in names:
-            return placed
+            return found
         return ModelReference(
-            reference.path, reference.revision, placed.lora, reference.lora_revision
+            reference.path, reference.revision, found.lora, reference.lora_revision
         )
 
     recipes = [
-        read_into(ledger, document.data, locate)
+        read_into(ledger, document.data, placed)
         for ledger, document in zip(ledgers, documents, strict=True)
     ]
     faults = [fault for ledger in ledgers for fault in ledger.faults]

@@ -8,7 +8,16 @@ from typing import Any
 
 from evomerge.documents import Document, read_documents
 from evomerge.errors import Fault, RecipeError
-from evomerge.recipe.methods import METHODS, MethodSpec
+from evomerge.recipe.methods import (
+    MAGNITUDE,
+    MERGEKIT,
+    METHODS,
+    PAPER,
+    RANDOM,
+    TASK_VECTORS,
+    WEIGHTS,
+    MethodSpec,
+)
 from evomerge.recipe.settings import Parameters
 from evomerge.recipe.tokenizer import Rename, Tokenizer
 from evomerge.references import ModelReference, labels
@@ -108,6 +117,9 @@ class Recipe:
         chat_template: ``auto``, a template's name or a template.
         name: what later documents of the same file call the result.
         mask_seed: the seed of the random masks (ours; mergekit ignores the key).
+        variant: ``mergekit``, or ``paper``: the arithmetic of the method's own code (ours).
+        mask_by: what DARE's masks go by: ``random``, or ``magnitude`` (ours).
+        mask_of: what they are put on: ``task_vectors``, or the models' ``weights`` (ours).
         place: where the recipe stands, for messages.
     """
 
@@ -124,6 +136,9 @@ class Recipe:
     chat_template: str | None = None
     name: str | None = None
     mask_seed: int = 0
+    variant: str = MERGEKIT
+    mask_by: str = RANDOM
+    mask_of: str = TASK_VECTORS
     place: str = field(default="recipe", compare=False, repr=False)
 
     @classmethod
@@ -175,6 +190,30 @@ class Recipe:
         return METHODS[self.merge_method]
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The parameters that change the result of its method in its variant."""
+        return self.method.reads(self.variant)
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether the result depends on ``mask_seed``."""
+        return self.method.draws_masks and self.mask_by == RANDOM
+
+    def beyond_mergekit(self) -> list[str]:
+        """Why mergekit, which ignores our keys, would make another model of this recipe.
+
+        Random masks are no reason: their numbers differ, as mergekit's own do from run to run.
+        """
+        found = []
+        if self.variant == PAPER:
+            found.append(f"variant: paper ({self.merge_method} as its own code computes it)")
+        if self.mask_by == MAGNITUDE:
+            found.append("mask_by: magnitude (the largest elements are kept, not random ones)")
+        if self.mask_of == WEIGHTS:
+            found.append("mask_of: weights (the models' weights are masked, not task vectors)")
+        return found
+
+    @property
     def blocks(self) -> tuple[Slice, ...]:
         """The slices; whole models are one slice over all layers, to which the base belongs."""
         if self.slices is not None:
@@ -189,7 +228,7 @@ class Recipe:
 
     def base_of(self, block: Slice) -> ModelReference | None:
         """The base model of one of the ``blocks``; None for a method without one."""
-        return (block.base_model or self.base_model) if self.method.needs_base else None
+        return (block.base_model or self.base_model) if self.method.takes_base else None
 
     def levels(self, block: Slice, source: Source | None = None) -> tuple[Parameters, ...]:
         """The parameters that hold for a block and one of its models, the strongest first."""

@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.documents import Document, KeyPath
-from evomerge.recipe.checks import check, without_base
+from evomerge.recipe.checks import check, check_keys, without_base
 from evomerge.recipe.ledger import Ledger, shown, unknown
-from evomerge.recipe.methods import METHODS
+from evomerge.recipe.methods import (
+    MAGNITUDE,
+    MERGEKIT,
+    METHODS,
+    PAPER,
+    RANDOM,
+    TASK_VECTORS,
+    WEIGHTS,
+)
 from evomerge.recipe.model import Module, Recipe, Slice, Source
 from evomerge.recipe.settings import read_parameters
 from evomerge.recipe.tokenizer import (
@@ -23,7 +31,15 @@ from evomerge.references import ModelReference
 KEYS = (
     *("name", "models", "slices", "modules", "merge_method", "base_model", "parameters"),
     *("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "mask_seed"),
+    *("variant", "mask_by", "mask_of"),
 )
+
+CHOICES = {
+    "variant": (MERGEKIT, PAPER),
+    "mask_by": (RANDOM, MAGNITUDE),
+    "mask_of": (TASK_VECTORS, WEIGHTS),
+}
+"""Our own keys that name one of a few; the first is what holds where a recipe names none."""
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -52,6 +68,7 @@ def read_into(ledger: Ledger, data: Any, rename: Rename) -> Recipe:
     """
     found = ledger.mapping(data, (), KEYS)
     method = _read_method(found, ledger)
+    choices = _read_choices(found, ledger)
     base = (
         read_reference(found["base_model"], ("base_model",), ledger) if _has_base(found) else None
     )
@@ -69,10 +86,12 @@ def read_into(ledger: Ledger, data: Any, rename: Rename) -> Recipe:
         chat_template=_read_text(found, "chat_template", ledger),
         name=_read_name(found, ledger),
         mask_seed=_read_seed(found, ledger),
+        **{**{key: names[0] for key, names in CHOICES.items()}, **choices},
         place=ledger.place(()),
     ).renamed(rename)
     _check_shape(found, ledger)
     if method:
+        check_keys(METHODS[method], choices, ledger)
         recipe = without_base(recipe, ledger)
         check(recipe, ledger)
     return recipe
@@ -109,6 +128,18 @@ def _read_method(found: Mapping[str, Any], ledger: Ledger) -> str | None:
     else:
         return method
     return None
+
+
+def _read_choices(found: Mapping[str, Any], ledger: Ledger) -> dict[str, str]:
+    """Those of ``CHOICES`` that the recipe names; what is none of the names is left out."""
+    choices = {}
+    for key, names in CHOICES.items():
+        if key in found and found[key] not in names:
+            problem = f"{shown(found[key])} is refused; allowed: {', '.join(names)}"
+            ledger.fault((key,), problem)
+        elif key in found:
+            choices[key] = str(found[key])
+    return choices
 
 
 def _read_models(data: Any, path: KeyPath, ledger: Ledger) -> tuple[Source, ...] | None:

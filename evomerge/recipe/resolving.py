@@ -5,24 +5,27 @@ The meaning is mergekit 0.1.5's (its planner and parameter resolver), tensor by 
 - Depth: t = i / (n - 1) for layer i of a slice of n, 1 in a slice of one layer, 0 outside the
   layers.
 - Tensors before the layers take the first slice's settings, those after them the last slice's.
-- A filter is compared with the model's own tensor name for weight, density and epsilon, with the
-  output's for what all models share; where slices move layers these differ.
+- A filter is compared with the model's own tensor name for what each model has its own of (weight,
+  density, …), with the output's for what all models share; where slices move layers these differ.
 - A model's settings go before its slice's, these before the module's, these before the recipe's; a
   level none of whose filters fits is passed over.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from evomerge.errors import Fault, RecipeError
-from evomerge.recipe.checks import density_problem
+from evomerge.recipe.checks import several_problem
 from evomerge.recipe.layout import Contribution, Layout, TensorMerge
 from evomerge.recipe.ledger import RecipeWarning
 from evomerge.recipe.model import Recipe, Slice, Source
+from evomerge.recipe.ranges import density_problem
 from evomerge.recipe.settings import Value, lookup
+from evomerge.references import ModelReference
 
 
 def output_layers(recipe: Recipe, num_layers: int) -> int:
@@ -43,8 +46,10 @@ def resolve(recipe: Recipe, layout: Layout) -> tuple[TensorMerge, ...]:
 
     Raises:
         RecipeError: a slice asks for layers or tensors that the layout lacks, a model has no weight
-            for some tensor, a density or epsilon is out of range there, or ``linear`` is to divide
-            by weights that sum to 0. All at once, each named once with the first tensor concerned.
+            for some tensor, a density or epsilon is out of range there, ``linear`` is to divide by
+            weights that sum to 0, ``slerp`` has no ``t`` for some tensor, or the variant ``paper``
+            is to trim a model by several densities. All at once, each named once with the first
+            tensor concerned.
     """
     blocks = tuple(_ranged(block, layout.num_layers) for block in recipe.blocks)
     _check_ranges(blocks, layout)
@@ -132,10 +137,13 @@ class _Resolver:
     def __init__(self, recipe: Recipe, layout: Layout) -> None:
         self._recipe = recipe
         self._spec = recipe.method
+        self._reads = frozenset(recipe.reads)
         self._layout = layout
         self._labels = recipe.labels
         # (place, what is wrong) → the tensors concerned: a fault of one line is one message.
         self._faults: dict[tuple[str, str], list[str]] = {}
+        # model → the one value that all its tensors have, where a model is trimmed as a whole.
+        self._whole: dict[ModelReference, float] = {}
 
     def merge(self, tensor: _Tensor) -> TensorMerge:
         base = self._recipe.base_of(tensor.block)
@@ -148,9 +156,9 @@ class _Resolver:
                 base_input = (source.model, name)
             else:
                 contributions.append(self._contribution(source, name, tensor))
-        spec = self._spec
-        normalize = bool(self._shared("normalize", spec.normalize, tensor))
-        if normalize and not spec.needs_base and sum(c.weight for c in contributions) == 0:
+        spec, shared = self._spec, self._shared
+        normalize = bool(shared("normalize", spec.normalize, tensor))
+        if normalize and spec.consensus == "blend" and sum(c.weight for c in contributions) == 0:
             problem = f"the weights sum to 0 and {spec.name} divides by their sum"
             self._fault(tensor.block.place, f"{problem} (normalize: false would not)", tensor.name)
         return TensorMerge(
@@ -159,38 +167,70 @@ class _Resolver:
             base=base_input,
             contributions=tuple(contributions),
             normalize=normalize,
-            rescale=spec.sparsifies and bool(self._shared("rescale", spec.rescale, tensor)),
-            lambda_=float(self._shared("lambda", 1.0, tensor)) if spec.needs_base else 1.0,
+            rescale=bool(shared("rescale", spec.rescale, tensor)),
+            lambda_=float(shared("lambda", spec.lambda_, tensor)),
             mask_seed=self._recipe.mask_seed,
+            variant=self._recipe.variant,
+            mask_by=self._recipe.mask_by,
+            mask_of=self._recipe.mask_of,
+            t=self._t(tensor),
+            select_topk=float(shared("select_topk", spec.select_topk, tensor)),
+            flatten=bool(shared("nuslerp_flatten", True, tensor)),
+            row_wise=bool(shared("nuslerp_row_wise", False, tensor)),
+            filter_wise=bool(shared("filter_wise", False, tensor)),
         )
 
     def _contribution(self, source: Source, name: str, tensor: _Tensor) -> Contribution:
-        levels, spec = self._recipe.levels(tensor.block, source), self._spec
-        weight, _ = lookup(levels, "weight", name, tensor.t)
-        if weight is None:
-            self._fault(
-                source.place,
-                f"{source.model} has no weight: no filter fits, and no entry is without a filter",
-                name,
-            )
-        density, density_place = lookup(levels, "density", name, tensor.t)
-        epsilon, epsilon_place = lookup(levels, "epsilon", name, tensor.t)
-        density = float(spec.density if density is None or not spec.sparsifies else density)
-        epsilon = float(spec.epsilon if epsilon is None else epsilon)
-        problem = density_problem(spec, density, epsilon)
+        spec, whole = self._spec, self._spec.trims_whole(self._recipe.variant)
+        defaults: dict[str, float | None] = {
+            "weight": None,
+            "density": spec.density,
+            "epsilon": spec.epsilon,
+            "gamma": spec.gamma,
+            "trim": 1.0,
+        }
+        values: dict[str, float] = {"weight": 1.0, "density": 1.0, "epsilon": 0.0}
+        places: dict[str, str] = {}
+        for parameter, default in defaults.items():
+            if parameter not in self._reads:
+                continue
+            levels = self._recipe.levels(tensor.block, source)
+            found, place = lookup(levels, parameter, name, tensor.t)
+            places[parameter] = place or source.place
+            if found is None and default is None:
+                lacks = "has no weight: no filter fits, and no entry is without a filter"
+                self._fault(source.place, f"{source.model} {lacks}", name)
+            values[parameter] = float((default or 0.0) if found is None else found)
+        problem = density_problem(spec, values["density"], values["epsilon"])
         if problem:
-            place = density_place or epsilon_place or source.place
+            self._fault(places["density"], f"{source.model}: {problem}", name)
+        if whole:
+            values[whole] = self._one_value(source, whole, values[whole], places[whole], name)
+        return Contribution(source.model, self._labels[source.model], name, **values)
+
+    def _one_value(
+        self, source: Source, parameter: str, value: float, place: str, name: str
+    ) -> float:
+        """The value that a whole model has; a gradient of equal knots has it but for rounding."""
+        first = self._whole.setdefault(source.model, value)
+        if not math.isclose(first, value, rel_tol=1e-12):
+            problem = several_problem(self._spec, parameter, {first, value})
             self._fault(place, f"{source.model}: {problem}", name)
-        return Contribution(
-            model=source.model,
-            label=self._labels[source.model],
-            tensor=name,
-            weight=float(weight or 0.0),
-            density=density,
-            epsilon=epsilon if spec.sparsifier == "magprune" else 0.0,
-        )
+        return first
+
+    def _t(self, tensor: _Tensor) -> float:
+        if "t" not in self._reads:
+            return 0.0
+        value, _ = lookup(self._recipe.levels(tensor.block), "t", tensor.name, tensor.t)
+        if value is None:
+            problem = f"{self._spec.name} has no t: no filter fits, and no entry is without one"
+            self._fault(tensor.block.place, problem, tensor.name)
+        return float(value or 0.0)
 
     def _shared(self, name: str, default: Value, tensor: _Tensor) -> Value:
+        """A parameter that holds for the tensor; what the method does not read has its default."""
+        if name not in self._reads:
+            return default
         levels = self._recipe.levels(tensor.block)
         value, _ = lookup(levels, name, tensor.name, tensor.t)
         return default if value is None else value

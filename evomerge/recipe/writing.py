@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 import yaml
@@ -16,8 +17,11 @@ Plain = dict[str, Any]
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The recipe as one YAML document."""
-    return yaml.dump(
+    """The recipe as one YAML document, with a comment where mergekit would read it otherwise."""
+    beyond = "".join(
+        f"# Not in mergekit, which ignores it: {one}\n" for one in recipe.beyond_mergekit()
+    )
+    return beyond + yaml.dump(
         to_mapping(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20
     )
 
@@ -39,8 +43,12 @@ def to_mapping(recipe: Recipe) -> Plain:
     data["tokenizer_source"] = _maybe_model(recipe.tokenizer_source)
     data["tokenizer"] = recipe.tokenizer and _tokenizer(recipe.tokenizer)
     data["chat_template"] = recipe.chat_template
-    if recipe.method.draws_masks or recipe.mask_seed:
+    if recipe.draws_masks or recipe.mask_seed:
         data["mask_seed"] = recipe.mask_seed
+    defaults = {field.name: field.default for field in fields(recipe)}
+    for key in ("variant", "mask_by", "mask_of"):
+        if getattr(recipe, key) != defaults[key]:
+            data[key] = getattr(recipe, key)
     return _set(data)
 
 

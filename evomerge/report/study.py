@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import Fault, StudyError
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, read_recipes
 from evomerge.search.folder import ROOT, StudyFolder
 from evomerge.search.loop import best_of
 from evomerge.search.records import TrialRecord
@@ -127,8 +127,8 @@ class StudyReport:
             self.name, f"has no trial {number}; allowed: 0 to {len(self.trials) - 1}"
         )
 
-    def recipe(self, number: int | None = None) -> Recipe:
-        """The recipe of a trial (the best one by default).
+    def recipes(self, number: int | None = None) -> tuple[Recipe, ...]:
+        """The recipe of a trial (the best one by default): one, or the stages of a staged one.
 
         Raises:
             StudyError: there is no such trial, or it never got as far as a recipe.
@@ -136,7 +136,18 @@ class StudyReport:
         trial = self.trial(number)
         if trial.recipe is None:
             raise StudyError.at(self.name, f"trial {trial.number} has no recipe ({trial.state})")
-        return Recipe.from_yaml(trial.recipe)
+        return read_recipes(trial.recipe)
+
+    def recipe(self, number: int | None = None) -> Recipe:
+        """The recipe of a trial whose space has one stage.
+
+        Raises:
+            StudyError: as ``recipes``, or the recipe has several stages.
+        """
+        found = self.recipes(number)
+        if len(found) > 1:
+            raise StudyError.at(self.name, f"its recipes have {len(found)} stages: use recipes()")
+        return found[0]
 
     def table(self) -> pandas.DataFrame:
         """One row per trial: state, fitness, scores, genome, seconds, reason of failure."""

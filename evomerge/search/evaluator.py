@@ -22,9 +22,10 @@ from evomerge.evaluation import (
     build_items,
     context_length,
 )
-from evomerge.merging import DTYPES, MergeEngine, devices_of, staged_engine
+from evomerge.merging import DTYPES, StagedEngine, devices_of, staged_engine
+from evomerge.merging.engine import Model
 from evomerge.merging.residency import Wish
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.pool import Job, Outcome
 
@@ -39,10 +40,9 @@ class EvaluatorPlan:
     """Everything a worker needs to know; small, and it pickles.
 
     Args:
-        base: the model that task vectors are taken from, and whose shape and tokenizer the live
-            model has (the first model where there is no base).
-        models: the fine-tuned models.
-        has_base: whether ``base`` is a base model, or the first of the models.
+        base: the model whose shape and tokenizer the live model has: the one that task vectors are
+            taken from, or the first where there is none.
+        models: the other stored models that recipes name.
         dtype: of the live model: ``float32``, ``bfloat16``, ``float16``.
         requests: what is scored.
         setting: how questions are put.
@@ -57,7 +57,6 @@ class EvaluatorPlan:
 
     base: ModelReference
     models: tuple[ModelReference, ...]
-    has_base: bool
     dtype: str
     requests: tuple[TaskRequest, ...]
     setting: Setting
@@ -94,16 +93,15 @@ class CandidateEvaluator:
         self._scorers: dict[str, Scorer] = {}
         self._scorer("search")
 
-    def _build(self, base: Checkpoint) -> tuple[MergeEngine, torch.nn.Module]:
+    def _build(self, base: Checkpoint) -> tuple[StagedEngine, torch.nn.Module]:
         plan, dtype = self._plan, DTYPES[self._plan.dtype]
-        held = base if plan.has_base else None
+        models: list[Model] = [base, *plan.models]
         if plan.spread:
             model = spread(base.load_model(dtype=dtype), str(plan.base))
-            places = devices_of(model)
-            engine = MergeEngine(held, plan.models, device=places, residency=plan.residency)
+            engine = StagedEngine(models, device=devices_of(model), residency=plan.residency)
             return engine, model
         # The engine first: what does not fit is refused before anything is loaded.
-        engine = MergeEngine(held, plan.models, device=self._device, residency=plan.residency)
+        engine = StagedEngine(models, device=self._device, residency=plan.residency)
         return engine, base.load_model(dtype=dtype, device=self._device)
 
     def run(self, job: Job) -> Outcome:
@@ -113,9 +111,9 @@ class CandidateEvaluator:
             TrialError: the merged model or its scores are not finite.
         """
         scorer = self._scorer(job.part)
-        recipe = Recipe.from_yaml(job.recipe)
+        recipes = read_recipes(job.recipe)
         began = time.perf_counter()
-        self._engine.merge_into(self._model, recipe)
+        self._engine.merge_into(self._model, recipes)
         self._synchronize()
         merged = time.perf_counter()
         scores = scorer.score()

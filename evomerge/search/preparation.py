@@ -16,7 +16,7 @@ from evomerge.checkpoints import Checkpoint, compare
 from evomerge.errors import CheckpointError, Fault, InputError, SpaceError
 from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
 from evomerge.merging import DTYPES, ResidencyPlan, layout_of
-from evomerge.recipe import Recipe, resolve
+from evomerge.recipe import read_recipes, resolve
 from evomerge.search.baselines import baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, items_of
 from evomerge.search.records import PlannedBaseline
@@ -35,7 +35,7 @@ class Preparation:
 
     Args:
         space: the space.
-        checkpoints: base model first, then the fine-tuned models.
+        checkpoints: the stored models: the base model first, then the fine-tuned models.
         num_layers: of the models.
         genes: what is searched.
         baselines: the first trials.
@@ -117,7 +117,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     faults.check()
     base = checkpoints[0]
     # From here on the type is explicit: recipes say it, and nothing downstream adds a default.
-    space = space.model_copy(update={"dtype": space.dtype or _name(base.torch_dtype)})
+    space = _typed(space, _name(base.torch_dtype))
     genes = faults.gather(space.genes, base.num_layers)
     planned = faults.gather(baselines, space, base.num_layers) if genes else None
     if genes:
@@ -148,10 +148,10 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
 
 def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
     """What each worker builds for a space."""
+    first, *others = space.stored_models
     return EvaluatorPlan(
-        base=space.base_model or space.models[0],
-        models=space.models,
-        has_base=space.base_model is not None,
+        base=first,
+        models=tuple(others),
         dtype=space.dtype or _name(base.torch_dtype),
         requests=task_requests(space),
         setting=Setting(
@@ -164,6 +164,12 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
         residency=space.resources.residency,
         trust_remote_code=space.trust_remote_code,
     )
+
+
+def _typed(space: SearchSpace, dtype: str) -> SearchSpace:
+    """The space, each of its stages with a type; ``dtype`` where they name none."""
+    stages = [stage.model_copy(update={"dtype": stage.dtype or dtype}) for stage in space.stages]
+    return space.model_copy(update={"dtype": space.dtype or dtype, "stages": tuple(stages)})
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -217,9 +223,7 @@ def with_resources(plan: EvaluatorPlan, resources: Resources) -> EvaluatorPlan:
 
 
 def _open_all(space: SearchSpace, faults: _Faults) -> list[Checkpoint]:
-    references = [space.base_model] if space.base_model else []
-    references += [model for model in space.models if model != space.base_model]
-    opened = [faults.gather(_open, reference, space) for reference in references]
+    opened = [faults.gather(_open, reference, space) for reference in space.stored_models]
     return [checkpoint for checkpoint in opened if checkpoint is not None]
 
 
@@ -234,7 +238,8 @@ def _resolves(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> No
     lowest = {gene.name: gene.low for gene in genes}
     highest = {gene.name: gene.high for gene in genes}
     for genome in (middle, lowest, highest):
-        resolve(Recipe.from_yaml(decode(space, genome, base.num_layers)), layout)
+        for recipe in read_recipes(decode(space, genome, base.num_layers)):
+            resolve(recipe, layout)
 
 
 def _items(

@@ -11,7 +11,8 @@ from typing import Any
 
 from evomerge.errors import Fault, StudyError
 from evomerge.evaluation import Comparison, Scores, compare, fitness
-from evomerge.recipe import Recipe
+from evomerge.recipe import read_recipes
+from evomerge.references import ModelReference
 from evomerge.search.baselines import decode
 from evomerge.search.loop import Budget, Observer, Progress, SearchLoop
 from evomerge.search.ownership import Ownership
@@ -165,7 +166,9 @@ class Session:
     def _located(self, record: TrialRecord) -> TrialRecord:
         """The trial, its recipe naming the models where they lie now, if they have moved."""
         held = {checkpoint.reference for checkpoint in self._prepared.checkpoints}
-        if set(Recipe.from_yaml(record.recipe or "").models_named) <= held:
+        recipes = read_recipes(record.recipe or "")
+        made = {ModelReference(str(recipe.name)) for recipe in recipes[:-1]}
+        if {model for recipe in recipes for model in recipe.models_named} <= held | made:
             return record
         planned = {baseline.label: baseline.recipe for baseline in self._prepared.baselines}
         recipe = planned.get(record.label or "")

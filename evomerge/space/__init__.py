@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from evomerge.space.decoding import recipe_types
+from evomerge.space.decoding import method_keys, recipe_types
+from evomerge.space.encoding import equal_weights
 from evomerge.space.genes import Gene
 from evomerge.space.loading import SpaceWarning, load_space
 from evomerge.space.model import SearchSpace
-from evomerge.space.settings import PerModel, Range
+from evomerge.space.settings import Common, PerModel, Range
 from evomerge.space.specs import (
     GenomeSpec,
     HoldoutSpec,
@@ -15,8 +16,10 @@ from evomerge.space.specs import (
     SearchSettings,
     TaskSpec,
 )
+from evomerge.space.stage import Stage
 
 __all__ = [
+    "Common",
     "Gene",
     "GenomeSpec",
     "HoldoutSpec",
@@ -27,7 +30,10 @@ __all__ = [
     "SearchSettings",
     "SearchSpace",
     "SpaceWarning",
+    "Stage",
     "TaskSpec",
+    "equal_weights",
     "load_space",
+    "method_keys",
     "recipe_types",
 ]

@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import Fault, SpaceError
-from evomerge.references import labels
-from evomerge.space.genes import LAMBDA, Gene, count_groups, find_genes, layer_blocks, parts, sites
-from evomerge.space.methods import EPSILON, METHODS
-from evomerge.space.settings import Range, Setting
+from evomerge.space.genes import METHOD, Gene, choose, count_groups, layer_blocks, parts, sites
+from evomerge.space.methods import EPSILON, METHODS, PER_MODEL
+from evomerge.space.settings import Range
 
 if TYPE_CHECKING:
-    from evomerge.space.model import SearchSpace
+    from evomerge.space.stage import Stage
 
 MARGIN = 1e-9
 """How far density ± epsilon stays inside (0, 1): more than what rounding can do to a gradient."""
 
+_NOTHING, _NUDGE = 1e-12, 1e-6
+"""A sum of weights that may be 0 once it is rounded, and what is more than that."""
+
 Knots = list[float]
 """A value for each layer group."""
 
-Table = dict[str, dict[str, dict[str | None, Knots]]]
-"""parameter → label → component → value for each layer group."""
+Components = dict[str | None, Knots]
+"""Filter (None: the rest) → a value for each layer group."""
+
+Table = dict[str, dict[str | None, Components]]
+"""parameter → label (None: all models share it) → component → a value for each layer group."""
 
 
-def decode_genome(
-    space: SearchSpace, genome: Mapping[str, float], num_layers: int
-) -> dict[str, Any]:
-    """The recipe of a genome; see ``SearchSpace.recipe_mapping``."""
-    found = find_genes(space, num_layers)
-    _check(found, genome)
-    table = _table(space, genome, num_layers)
-    recipe: dict[str, Any] = {"merge_method": space.merge_method}
-    base = _base(space)
-    if base is not None:
-        recipe["base_model"] = base
-    if space.genome.layers.smooth or count_groups(space, num_layers) == 1:
-        recipe["models"] = _models(space, table)
-    else:
-        recipe["slices"] = _slices(space, table, num_layers, base)
-    shared = _shared(space, genome)
-    if shared:
-        recipe["parameters"] = shared
-    return {**recipe, **_rest(space)}
+def check_genome(found: Sequence[Gene], genome: Mapping[str, float]) -> None:
+    """Refuse a genome that is none of these genes' within their bounds.
 
-
-def _check(found: Sequence[Gene], genome: Mapping[str, float]) -> None:
+    Raises:
+        SpaceError: genes are missing, unknown or out of bounds.
+    """
     faults = []
     for gene in found:
         if gene.name not in genome:
@@ -60,35 +50,86 @@ def _check(found: Sequence[Gene], genome: Mapping[str, float]) -> None:
         raise SpaceError(faults)
 
 
-def _table(space: SearchSpace, genome: Mapping[str, float], num_layers: int) -> Table:
+def decode_stage(
+    stage: Stage, genome: Mapping[str, float], num_layers: int, prefix: str = ""
+) -> dict[str, Any]:
+    """The recipe of one stage, as plain data.
+
+    Args:
+        stage: the stage.
+        genome: a value for every gene, those of other stages too.
+        num_layers: of the models.
+        prefix: of the names of this stage's genes.
+    """
+    method = stage.methods[0]
+    if len(stage.methods) > 1:
+        method = choose(stage, genome[prefix + METHOD])
+    table = _table(stage, method, genome, num_layers, prefix)
+    recipe: dict[str, Any] = {"merge_method": method}
+    base = _base(stage, method)
+    if base is not None:
+        recipe["base_model"] = base
+    shared = {
+        key: value for key, value in stage.genome.switches.items() if _reads(stage, method, key)
+    }
+    if stage.genome.layers.smooth or count_groups(stage, num_layers) == 1:
+        recipe["models"] = _models(stage, table)
+        shared |= _parameters(stage, table, None, None)
+    else:
+        recipe["slices"] = _slices(stage, table, num_layers, base)
+        shared |= _parameters(stage, _of_whole(table), None, None)
+    if shared:
+        recipe["parameters"] = shared
+    return {**recipe, **_rest(stage, method)}
+
+
+def _reads(stage: Stage, method: str, key: str) -> bool:
+    return key in stage.reads(method)
+
+
+def _table(
+    stage: Stage, method: str, genome: Mapping[str, float], num_layers: int, prefix: str
+) -> Table:
+    """Every value that the method reads; genes that it does not read are inert."""
     table: Table = {}
-    for site in sites(space, num_layers):
-        knots = table.setdefault(site.parameter, {}).setdefault(site.label, {})
-        value = _value(genome, site.name, site.setting)
-        knots.setdefault(site.part, []).append(value)
-    method = METHODS[space.merge_method]
-    if method.widens and "density" in table:
-        table["epsilon"] = _legal_epsilons(table)
-    if not method.needs_base and space.genome.normalize is not False:
-        _blend_equally_where_all_are_zero(space, table["weight"])
+    groups = count_groups(stage, num_layers)
+    for site in sites(stage, num_layers):
+        if not _reads(stage, method, site.parameter):
+            continue
+        components = table.setdefault(site.parameter, {}).setdefault(site.label, {})
+        value = site.setting
+        if isinstance(value, Range):
+            value = float(genome[prefix + site.name])
+        for part in site.parts:
+            knots = components.setdefault(part, [0.0] * groups)
+            for group in site.groups:
+                knots[group] = value
+    if _reads(stage, method, "epsilon") and "density" in table:
+        table["epsilon"] = _legal_epsilons(stage, table)
+    if "gamma" in table:
+        table["gamma"] = _legal_gammas(stage, table)
+    if method == "linear" and stage.genome.normalize is not False:
+        _keep_sums_from_zero(stage, table["weight"], num_layers)
     return table
 
 
-def _value(genome: Mapping[str, float], name: str, setting: Setting) -> float:
-    return float(genome[name]) if isinstance(setting, Range) else setting
-
-
-def _legal_epsilons(table: Table) -> dict[str, dict[str | None, Knots]]:
-    """DELLA's half-widths, cut down to what the densities leave room for.
+def _legal_epsilons(stage: Stage, table: Table) -> dict[str | None, Components]:
+    """DELLA's half-widths: shares of what the densities leave room for, or cut down to that.
 
     0 < density − epsilon and density + epsilon < 1 are linear in the two, so that what holds at
     the knots of a gradient holds between them.
     """
     wanted = table.get("epsilon", {})
+    share = stage.genome.epsilon is not None and stage.genome.epsilon.share
+
+    def legal(density: float, epsilon: float) -> float:
+        room = min(density, 1.0 - density)
+        return max(0.0, min(epsilon * room if share else epsilon, room - MARGIN))
+
     return {
         label: {
             part: [
-                max(0.0, min(epsilon, min(density, 1.0 - density) - MARGIN))
+                legal(density, epsilon)
                 for density, epsilon in zip(
                     densities,
                     wanted[label][part] if label in wanted else [EPSILON] * len(densities),
@@ -101,52 +142,111 @@ def _legal_epsilons(table: Table) -> dict[str, dict[str | None, Knots]]:
     }
 
 
-def _blend_equally_where_all_are_zero(
-    space: SearchSpace, weights: dict[str, dict[str | None, Knots]]
-) -> None:
-    """Give models equal weights where a normalized blend would divide nothing by nothing.
+def _legal_gammas(stage: Stage, table: Table) -> dict[str | None, Components]:
+    """Breadcrumbs' outliers: shares of what is not kept, or as they are (the merge lets them shrink
+    where they conflict with the density)."""
+    gammas = table["gamma"]
+    if stage.genome.gamma is None or not stage.genome.gamma.share:
+        return gammas
+    densities = table.get("density", {})
+    return {
+        label: {
+            part: [
+                gamma * (1.0 - density)
+                for gamma, density in zip(
+                    knots,
+                    densities[label][part] if label in densities else [1.0] * len(knots),
+                    strict=True,
+                )
+            ]
+            for part, knots in components.items()
+        }
+        for label, components in gammas.items()
+    }
 
-    A sampler that keeps to its bounds often ends on them, so this corner is no rarity.
+
+def _keep_sums_from_zero(
+    stage: Stage, weights: dict[str | None, Components], num_layers: int
+) -> None:
+    """Change weights where a normalized blend would divide by nothing: models whose weights are
+    searched have equal ones there.
+
+    A sampler that keeps to its bounds often ends on them, so that all weights are 0 is no rarity.
+    Where negative weights cancel out between the knots of a gradient, the first knot gives way.
     """
-    searched = [label for label in weights if isinstance(space.genome.weight.of(label), Range)]
-    for part, knots in next(iter(weights.values())).items():
-        for group in range(len(knots)):
-            if all(components[part][group] == 0 for components in weights.values()):
+    setting = stage.genome.weight
+    searched = [label for label in weights if isinstance(setting.of(str(label)), Range)]
+    for part, first in next(iter(weights.values())).items():
+        for group in range(len(first)):
+            if _is_nothing(components[part][group] for components in weights.values()):
                 for label in searched:
                     weights[label][part][group] = 1.0
+        columns = [components[part] for components in weights.values()]
+        while searched and stage.genome.layers.smooth and _cancels(columns, num_layers):
+            weights[searched[0]][part][0] += _NUDGE
 
 
-def _models(space: SearchSpace, table: Table) -> list[dict[str, Any]]:
+def _cancels(columns: Sequence[Knots], num_layers: int) -> bool:
+    """Whether interpolated weights sum to nothing at some layer."""
+    depths = (layer / max(num_layers - 1, 1) for layer in range(num_layers))
+    return any(_is_nothing(_at(knots, depth) for knots in columns) for depth in depths)
+
+
+def _at(knots: Knots, depth: float) -> float:
+    position = depth * (len(knots) - 1)
+    low = min(int(position), max(len(knots) - 2, 0))
+    high = min(low + 1, len(knots) - 1)
+    return knots[low] + (position - low) * (knots[high] - knots[low])
+
+
+def _is_nothing(values: Iterable[float]) -> bool:
+    return abs(math.fsum(values)) < _NOTHING
+
+
+def _models(stage: Stage, table: Table) -> list[dict[str, Any]]:
     return [
-        {"model": model.as_data(), "parameters": _parameters(space, table, label, None)}
-        for model, label in labels(space.models).items()
+        _with({"model": model.as_data()}, _parameters(stage, table, label, None))
+        for model, label in stage.labels.items()
     ]
 
 
-def _slices(
-    space: SearchSpace, table: Table, num_layers: int, base: Any | None
-) -> list[dict[str, Any]]:
+def _slices(stage: Stage, table: Table, num_layers: int, base: Any | None) -> list[dict[str, Any]]:
     slices = []
-    groups = count_groups(space, num_layers)
+    groups = count_groups(stage, num_layers)
+    common = {name: models for name, models in table.items() if name not in _of_whole(table)}
     for group, (start, stop) in enumerate(layer_blocks(num_layers, groups)):
         sources: list[dict[str, Any]] = [
-            {
-                "model": model.as_data(),
-                "layer_range": [start, stop],
-                "parameters": _parameters(space, table, label, group),
-            }
-            for model, label in labels(space.models).items()
+            _with(
+                {"model": model.as_data(), "layer_range": [start, stop]},
+                _parameters(stage, table, label, group),
+            )
+            for model, label in stage.labels.items()
         ]
-        if METHODS[space.merge_method].needs_base:
+        if base is not None and not any(source["model"] == base for source in sources):
             sources.append({"model": base, "layer_range": [start, stop]})
-        slices.append({"sources": sources})
+        slices.append(_with({"sources": sources}, _parameters(stage, common, None, group)))
     return slices
 
 
-def _parameters(space: SearchSpace, table: Table, label: str, group: int | None) -> dict[str, Any]:
-    """A model's parameters: of one layer group, or as gradients over all of them (None)."""
+def _with(data: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "parameters": parameters} if parameters else data
+
+
+def _of_whole(table: Table) -> Table:
+    """What all models share and no component and no layer group has its own of."""
+    return {
+        name: models
+        for name, models in table.items()
+        if name not in PER_MODEL and len({v for knots in models[None].values() for v in knots}) == 1
+    }
+
+
+def _parameters(stage: Stage, table: Table, label: str | None, group: int | None) -> dict[str, Any]:
+    """A model's parameters (or what all share): of one layer group, or as gradients (None)."""
     found: dict[str, Any] = {}
     for parameter, models in table.items():
+        if label not in models:
+            continue
         values = {
             part: _gradient(knots) if group is None else knots[group]
             for part, knots in models[label].items()
@@ -155,7 +255,7 @@ def _parameters(space: SearchSpace, table: Table, label: str, group: int | None)
         if all(value == rest for value in values.values()):
             found[parameter] = rest
         else:
-            cases = [{"filter": part, "value": values[part]} for part in parts(space) if part]
+            cases = [{"filter": part, "value": values[part]} for part in parts(stage) if part]
             found[parameter] = [*cases, {"value": rest}]
     return found
 
@@ -165,19 +265,12 @@ def _gradient(knots: Knots) -> float | Knots:
     return knots[0] if all(knot == knots[0] for knot in knots) else knots
 
 
-def _shared(space: SearchSpace, genome: Mapping[str, float]) -> dict[str, Any]:
-    shared: dict[str, Any] = {"normalize": space.genome.normalize, "rescale": space.genome.rescale}
-    if space.genome.lambda_ is not None:
-        shared["lambda"] = _value(genome, LAMBDA, space.genome.lambda_)
-    return {name: value for name, value in shared.items() if value is not None}
-
-
-def _base(space: SearchSpace) -> Any | None:
+def _base(stage: Stage, method: str) -> Any | None:
     """The recipe's base model. ``linear`` has one only where it is blended like the others."""
-    base = space.base_model
+    base = stage.base_model
     if base is None:
         return None
-    if METHODS[space.merge_method].needs_base or base in space.models:
+    if METHODS[method].takes_base or base in stage.models:
         return base.as_data()
     return None
 
@@ -193,8 +286,21 @@ def recipe_types(dtype: str | None) -> dict[str, str]:
     return {"dtype": "float32"} if dtype == "float32" else {"dtype": "float32", "out_dtype": dtype}
 
 
-def _rest(space: SearchSpace) -> dict[str, Any]:
-    rest: dict[str, Any] = {**recipe_types(space.dtype), "tokenizer_source": space.tokenizer_source}
-    if METHODS[space.merge_method].draws_masks:
-        rest["mask_seed"] = space.mask_seed
+def method_keys(stage: Stage, method: str) -> dict[str, Any]:
+    """The recipe's keys for a method's variant, its ablations and its masks."""
+    known = METHODS[method]
+    keys: dict[str, Any] = {}
+    if known.paper is not None and stage.variant == "paper":
+        keys["variant"] = "paper"
+    if known.masks == "dare":
+        keys |= {"mask_by": "magnitude"} if stage.mask_by == "magnitude" else {}
+        keys |= {"mask_of": "weights"} if stage.mask_of == "weights" else {}
+    if known.draws_masks and "mask_by" not in keys:
+        keys["mask_seed"] = stage.mask_seed
+    return keys
+
+
+def _rest(stage: Stage, method: str) -> dict[str, Any]:
+    rest: dict[str, Any] = {**recipe_types(stage.dtype), "tokenizer_source": stage.tokenizer_source}
+    rest |= method_keys(stage, method)
     return {name: value for name, value in rest.items() if value is not None}

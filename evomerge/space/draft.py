@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,23 @@ class Draft:
     faults: list[Conflict] = field(default_factory=list)
     notes: list[Conflict] = field(default_factory=list)
 
-    def locate(self, folders: Sequence[Path]) -> None:
-        """Make relative folders absolute, the first of ``folders`` that has one winning."""
+    def locate(self, folders: Sequence[Path], made: Collection[str] = ()) -> None:
+        """Make relative folders absolute, the first of ``folders`` that has one winning.
+
+        Args:
+            folders: where folders are looked for.
+            made: names of stages, which are no folders.
+        """
         models = self.data.get("models")
         if isinstance(models, list):
             self.data["models"] = [
-                self._model(("models", index), value, folders) for index, value in enumerate(models)
+                self._model(("models", index), value, folders, made)
+                for index, value in enumerate(models)
             ]
         for key in ("base_model", "tokenizer_source"):
             value = self.data.get(key)
             if value is not None and value not in ("union", "base"):
-                self.data[key] = self._model((key,), value, folders)
+                self.data[key] = self._model((key,), value, folders, made)
         if isinstance(self.data.get("tokenizer_source"), ModelReference):
             self.data["tokenizer_source"] = str(self.data["tokenizer_source"])
         if self.data.get("include_path") is not None:
@@ -49,8 +55,10 @@ class Draft:
     def drop_base(self) -> None:
         """Leave the base model out of the fine-tuned models, where it cannot contribute."""
         models, base = self.data.get("models"), self.data.get("base_model")
-        method = METHODS.get(str(self.data.get("merge_method")))
-        if method is None or not method.needs_base or not isinstance(models, list):
+        names = self.data.get("merge_method")
+        names = names if isinstance(names, list) else [names]
+        methods = [METHODS[name] for name in names if isinstance(name, str) and name in METHODS]
+        if not any(method.takes_base for method in methods) or not isinstance(models, list):
             return
         if not isinstance(base, ModelReference):
             return
@@ -62,12 +70,16 @@ class Draft:
         self.data["models"] = [models[index] for index in kept]
         self.renamed.update({("models", new): there[old] for new, old in enumerate(kept)})
 
-    def _model(self, path: KeyPath, value: Any, folders: Sequence[Path]) -> Any:
+    def _model(
+        self, path: KeyPath, value: Any, folders: Sequence[Path], made: Collection[str]
+    ) -> Any:
         """The model where it lies; what is no model is left as it is, to be refused later."""
         try:
             reference = ModelReference.parse(value)
         except ValueError:
             return value
+        if reference.path in made:
+            return reference
         for folder in folders:
             found = reference.located(folder)
             if found != reference:

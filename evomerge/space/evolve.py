@@ -97,6 +97,12 @@ def _genome(theirs: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
         "normalize": _normalize(theirs, method),
     }
     known = METHODS.get(method) if isinstance(method, str) else None
+    if method == "slerp":
+        problem = (
+            "'slerp' is refused: mergekit-evolve picks two of the models for each layer group, "
+            "which a space does not; write a space with merge_method: slerp and a genome of t"
+        )
+        draft.faults.append((("genome", "merge_method"), problem))
     if known is not None and known.sparsifies:
         genome["density"] = {"low": DENSITY_FLOOR, "high": 1.0, "initial": 1.0}
     draft.renamed[("genome", "layers")] = ("genome", "layer_granularity")

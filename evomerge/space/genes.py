@@ -9,14 +9,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from evomerge.errors import SpaceError
-from evomerge.references import labels
-from evomerge.space.settings import PerModel, Range, Setting
+from evomerge.space.methods import PARAMETERS
+from evomerge.space.settings import Common, Range, Setting
 
 if TYPE_CHECKING:
-    from evomerge.space.model import SearchSpace
+    from evomerge.space.specs import SearchSettings
+    from evomerge.space.stage import Stage
 
-LAMBDA = "lambda"
-PER_MODEL = ("weight", "density", "epsilon")
+METHOD = "merge_method"
+"""The gene that chooses among several methods: each has an equal part of [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,25 @@ class Site:
     """One value of a genome's table, whether it is a gene or fixed.
 
     Args:
-        parameter: ``weight``, ``density`` or ``epsilon``.
-        label: the fine-tuned model's.
-        part: the filter, or None for the tensors that match none.
-        group: the layer group, from 0.
+        parameter: one of ``PARAMETERS``.
+        label: the fine-tuned model's; None for what all models share.
+        parts: the filters whose tensors take it (None: the tensors that match none).
+        groups: the layer groups that take it, from 0.
         name: the gene's.
         setting: what the value may be.
     """
 
     parameter: str
-    label: str
-    part: str | None
-    group: int
+    label: str | None
+    parts: tuple[str | None, ...]
+    groups: tuple[int, ...]
     name: str
     setting: Setting
 
 
-def count_groups(space: SearchSpace, num_layers: int) -> int:
+def count_groups(stage: Stage, num_layers: int) -> int:
     """How many layer groups a model of so many layers has; see ``SearchSpace.group_count``."""
-    layers = space.genome.layers
+    layers = stage.genome.layers
     if layers.size is not None:
         if num_layers % layers.size:
             divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
@@ -66,12 +67,12 @@ def count_groups(space: SearchSpace, num_layers: int) -> int:
                 f"{layers.size} is refused: it does not divide the models' {num_layers} layers; "
                 f"allowed: {', '.join(map(str, divisors))}"
             )
-            raise SpaceError([space.fault(("genome", "layers", "size"), problem)])
+            raise SpaceError([stage.fault(("genome", "layers", "size"), problem)])
         return num_layers // layers.size
     groups = layers.groups or 1
     if groups > num_layers:
         problem = f"{groups} is refused: the models have {num_layers} layers; write at most that"
-        raise SpaceError([space.fault(("genome", "layers", "groups"), problem)])
+        raise SpaceError([stage.fault(("genome", "layers", "groups"), problem)])
     return groups
 
 
@@ -81,53 +82,86 @@ def layer_blocks(num_layers: int, groups: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def parts(space: SearchSpace) -> tuple[str | None, ...]:
+def parts(stage: Stage) -> tuple[str | None, ...]:
     """The components with values of their own; the last, None, is the rest."""
-    return (*space.genome.filters, None)
+    return (*stage.genome.filters, None)
 
 
-def sites(space: SearchSpace, num_layers: int) -> Iterator[Site]:
-    """Every value per model, component and layer group, in the order of the genome."""
-    groups = count_groups(space, num_layers)
-    components = parts(space)
-    rest = next(name for name in ("rest", "others", "*") if name not in components)
-    for parameter in PER_MODEL:
-        spec: PerModel | None = getattr(space.genome, parameter)
-        if spec is None:
+def sites(stage: Stage, num_layers: int) -> Iterator[Site]:
+    """Every value that one of the stage's methods reads, in the order of the genome."""
+    groups = count_groups(stage, num_layers)
+    read = {key for method in stage.methods for key in stage.reads(method)}
+    for parameter in PARAMETERS:
+        spec = stage.genome.parameter(parameter)
+        if spec is None or parameter not in read:
             continue
-        for label in labels(space.models).values():
+        if isinstance(spec, Common):
+            yield from _spread(stage, groups, parameter, None, spec.setting, each=spec.each)
+            continue
+        for label in stage.labels.values():
             setting = spec.of(label)
-            if setting is None:
-                continue
-            for part in components:
-                for group in range(groups):
-                    name = [parameter, label]
-                    name += [part or rest] if len(components) > 1 else []
-                    name += [str(group)] if groups > 1 else []
-                    yield Site(parameter, label, part, group, "/".join(name), setting)
+            if setting is not None:
+                each = not stage.whole(parameter)
+                yield from _spread(stage, groups, parameter, label, setting, each=each)
 
 
-def find_genes(space: SearchSpace, num_layers: int) -> tuple[Gene, ...]:
-    """What is searched; see ``SearchSpace.genes``."""
+def _spread(
+    stage: Stage, groups: int, parameter: str, label: str | None, setting: Setting, *, each: bool
+) -> Iterator[Site]:
+    """A parameter's values: one for each component and layer group, or one for all of them."""
+    stem = [parameter] if label is None else [parameter, label]
+    components = parts(stage)
+    if not each:
+        yield Site(parameter, label, components, tuple(range(groups)), "/".join(stem), setting)
+        return
+    rest = next(name for name in ("rest", "others", "*") if name not in components)
+    for part in components:
+        for group in range(groups):
+            name = [*stem, part or rest] if len(components) > 1 else stem
+            name = [*name, str(group)] if groups > 1 else name
+            yield Site(parameter, label, (part,), (group,), "/".join(name), setting)
+
+
+def find_genes(
+    stage: Stage, num_layers: int, search: SearchSettings, prefix: str = ""
+) -> tuple[Gene, ...]:
+    """What is searched in a stage; see ``SearchSpace.genes``.
+
+    Args:
+        stage: the stage.
+        num_layers: of the models.
+        search: whether and how genes begin at random places.
+        prefix: of the genes' names.
+    """
     found = [
-        _gene(space, site.name, site.setting)
-        for site in sites(space, num_layers)
+        _gene(search, prefix + site.name, site.setting)
+        for site in sites(stage, num_layers)
         if isinstance(site.setting, Range)
     ]
-    factor = space.genome.lambda_
-    if isinstance(factor, Range):
-        found.append(_gene(space, LAMBDA, factor))
+    if len(stage.methods) > 1:
+        found.append(_gene(search, prefix + METHOD, Range(0.0, 1.0)))
     return tuple(found)
 
 
-def _gene(space: SearchSpace, name: str, allowed: Range) -> Gene:
+def choose(stage: Stage, value: float) -> str:
+    """The method that a value of the gene ``METHOD`` stands for."""
+    count = len(stage.methods)
+    return stage.methods[min(int(value * count), count - 1)]
+
+
+def choice(stage: Stage, method: str) -> float:
+    """The value in the middle of those that stand for a method; the inverse of ``choose``."""
+    return (stage.methods.index(method) + 0.5) / len(stage.methods)
+
+
+def _gene(search: SearchSettings, name: str, allowed: Range) -> Gene:
     initial = allowed.initial
-    if space.search.random_init:
+    if search.random_init:
         # As mergekit-evolve draws them, uniform in [0, 1), as far as the bounds allow.
         low, high = max(allowed.low, 0.0), min(allowed.high, 1.0)
         if low >= high:
             low, high = allowed.low, allowed.high
-        initial = low + _unit(f"{space.search.seed}/{name}") * (high - low)
+        initial = low + _unit(f"{search.seed}/{name}") * (high - low)
     return Gene(name, allowed.low, allowed.high, initial)
 
 

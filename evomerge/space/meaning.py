@@ -15,14 +15,16 @@ from evomerge.references import ModelReference
 
 if TYPE_CHECKING:
     from evomerge.space.model import SearchSpace
+    from evomerge.space.stage import Stage
 
+_MERGE = {
+    *("merge_method", "genome", "dtype", "mask_seed"),
+    *("variant", "mask_by", "mask_of"),
+}
 _WHOLE = {
-    "merge_method",
-    "genome",
+    *_MERGE,
     "tasks",
     "holdout",
-    "dtype",
-    "mask_seed",
     "apply_chat_template",
     "fewshot_as_multiturn",
     "system_instruction",
@@ -38,14 +40,23 @@ def meaning_of(space: SearchSpace) -> dict[str, Any]:
     Local folders are named as seen from the space's file: a checkout may move.
     """
     folder = space.source.parent
-    data = space.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_WHOLE)
-    data["models"] = [_moved(model, folder) for model in space.models]
-    if space.base_model is not None:
-        data["base_model"] = _moved(space.base_model, folder)
-    if space.tokenizer_source is not None:
-        data["tokenizer_source"] = _relative(space.tokenizer_source, folder)
+    data = _merge(space, folder, _WHOLE)
     if space.search.seed:
         data["search"] = {"seed": space.search.seed}
+    if space.stages:
+        stages = [_merge(stage, folder, {*_MERGE, "name"}) for stage in space.stages]
+        data["stages"] = stages
+    return data
+
+
+def _merge(stage: Stage, folder: Path, include: set[str]) -> dict[str, Any]:
+    """What makes the results of one stage what they are."""
+    data = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=include)
+    data["models"] = [_moved(model, folder) for model in stage.models]
+    if stage.base_model is not None:
+        data["base_model"] = _moved(stage.base_model, folder)
+    if stage.tokenizer_source is not None:
+        data["tokenizer_source"] = _relative(stage.tokenizer_source, folder)
     return data
 
 

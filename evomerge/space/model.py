@@ -4,103 +4,108 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PrivateAttr, StrictBool, StrictStr
+from pydantic import StrictBool, StrictStr
 
 from evomerge.documents import key_name
 from evomerge.errors import Fault
-from evomerge.space.checks import space_conflicts
-from evomerge.space.decoding import decode_genome
-from evomerge.space.encoding import encode_weights
+from evomerge.references import ModelReference
+from evomerge.space.checks import constant, task_conflicts
+from evomerge.space.decoding import check_genome, decode_stage
+from evomerge.space.encoding import encode_weights, plain_genome
 from evomerge.space.genes import Gene, count_groups, find_genes
 from evomerge.space.meaning import changes_between, digest_of, meaning_of
-from evomerge.space.origin import Origin
 from evomerge.space.specs import (
-    GenomeSpec,
     HoldoutSpec,
-    MethodName,
-    Model,
-    Natural,
     NotEmpty,
     Paths,
     ResourceSpec,
     SearchSettings,
     TaskSpec,
-    Text,
 )
-from evomerge.space.strict import Conflict, Strict
+from evomerge.space.stage import Stage
+from evomerge.space.strict import Conflict
 
 
-class SearchSpace(Strict):
+class SearchSpace(Stage):
     """What a search may vary, on which models, judged by which tasks. Made by ``load_space``.
 
+    What a ``Stage`` has, and:
+
     Args:
-        models: the fine-tuned models, in order; labels are ``references.labels`` of them.
-        merge_method: one of the methods that a space can name.
-        base_model: what task vectors are taken from and added to. ``linear`` blends only
-            ``models``; a base model that is not among them is there to be compared with.
         tasks: what is scored.
-        genome: what varies.
         holdout: the items to hold out; None is whatever the search leaves.
         search: how.
         resources: with what.
-        dtype: the type of the merged model; None is the base checkpoint's.
-        mask_seed: of the random masks.
-        tokenizer_source: ``union``, ``base`` or a model.
         apply_chat_template, fewshot_as_multiturn, system_instruction: how questions are put, in
             lm-eval's words.
         include_path: folders with task definitions.
         trust_remote_code: whether models may bring their own code.
         plain_sum: fitness is Σ weight × metric (mergekit-evolve's), not its weighted mean.
-        name: the study's, where nobody says otherwise.
+        stages: the merges before this one, in order; each may name the results of those before it
+            as models of its own, and the space's own merge is the last.
         source: the file that the space was read from.
     """
 
-    hidden: ClassVar[tuple[str, ...]] = ("source",)
+    hidden: ClassVar[tuple[str, ...]] = ("source", "stages")
 
-    models: Annotated[tuple[Model, ...], NotEmpty]
-    merge_method: MethodName
-    base_model: Model | None = None
     tasks: Annotated[tuple[TaskSpec, ...], NotEmpty]
-    genome: GenomeSpec = GenomeSpec()
     holdout: HoldoutSpec | None = None
     search: SearchSettings = SearchSettings()
     resources: ResourceSpec = ResourceSpec()
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    mask_seed: Natural = 0
-    tokenizer_source: Text | None = None
     apply_chat_template: StrictBool = False
     fewshot_as_multiturn: StrictBool = True
     system_instruction: StrictStr | None = None
     include_path: Paths = ()
     trust_remote_code: StrictBool = False
     plain_sum: StrictBool = False
-    name: Annotated[StrictStr, Field(pattern=r"^[^/\\.][^/\\]*$")] = "search"
+    stages: tuple[Stage, ...] = ()
     source: Path = Path("space.yaml")
-
-    _origin: Origin | None = PrivateAttr(default=None)
 
     @classmethod
     def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:
-        return space_conflicts(fields)
+        yield from super().conflicts(fields)
+        yield from task_conflicts(fields)
+        stages = [dict(stage) for stage in fields.get("stages", ())]
+        hints = [constant(one) for one in (*stages, fields)]
+        if all(hints):
+            yield ("genome",), f"nothing varies: {hints[-1]}"
 
-    def __eq__(self, other: object) -> bool:
-        # Where the lines of the file are is no part of what a space means.
-        return isinstance(other, SearchSpace) and dict(self) == dict(other)
-
-    def __hash__(self) -> int:
-        return hash(self.model_dump_json())
-
-    def remember(self, origin: Origin) -> None:
-        """Keep where the keys stand, for messages; no part of what the space means."""
-        self._origin = origin
+    # A class that defines one of the two must define both.
+    __eq__ = Stage.__eq__
+    __hash__ = Stage.__hash__
 
     def fault(self, path: tuple[str | int, ...], problem: str) -> Fault:
         """A fault at one of the space's keys, with its line if the space was read from a file."""
         if self._origin is not None:
             return self._origin.fault(path, problem)
         return Fault(f"{self.source}: {key_name(path)}", problem)
+
+    @property
+    def every_stage(self) -> tuple[tuple[str, Stage], ...]:
+        """Each merge with the prefix of its genes' names, the space's own (without one) last."""
+        return (*((f"{stage.name}/", stage) for stage in self.stages), ("", self))
+
+    @property
+    def stored_models(self) -> tuple[ModelReference, ...]:
+        """The models that must be had, which no stage makes: first the one that the merged model
+        has configuration and tokenizer of (the last merge's base, or that of the stage that made
+        it), then the others in the order of the file."""
+        made = {ModelReference(stage.name): stage for stage in self.stages}
+        first = self.base_model or self.models[0]
+        while first in made:
+            first = made[first].base_model or made[first].models[0]
+        named = [first]
+        for stage in (*self.stages, self):
+            named += [stage.base_model] if stage.base_model else []
+            named += stage.models
+        return tuple(dict.fromkeys(model for model in named if model not in made))
+
+    @property
+    def methods_named(self) -> str:
+        """The methods in words: ``dare_ties``, ``ties or slerp``, ``dare_ties, then linear``."""
+        return ", then ".join(" or ".join(stage.methods) for _, stage in self.every_stage)
 
     def group_count(self, num_layers: int) -> int:
         """How many layer groups (with ``smooth``: knots) a model of so many layers has.
@@ -111,10 +116,12 @@ class SearchSpace(Strict):
         return count_groups(self, num_layers)
 
     def genes(self, num_layers: int) -> tuple[Gene, ...]:
-        """What is searched, in a fixed order: weights, densities, epsilons, lambda.
+        """What is searched, in a fixed order: for each stage weights, densities, epsilons, gammas,
+        trims, lambda, t, select_topk, and the method where there are several.
 
         A gene is called ``weight/<label>/<filter or rest>/<group>``, without the parts that do not
-        vary, so that its name reads like the recipe.
+        vary, so that its name reads like the recipe; an earlier stage's with the stage's name
+        before it. Where the method is searched, the genes that it does not read are inert.
 
         Args:
             num_layers: of the models.
@@ -122,13 +129,21 @@ class SearchSpace(Strict):
         Raises:
             SpaceError: ``genome.layers`` does not fit.
         """
-        return find_genes(self, num_layers)
+        return tuple(
+            gene
+            for prefix, stage in self.every_stage
+            for gene in find_genes(stage, num_layers, self.search, prefix)
+        )
 
-    def recipe_mapping(self, genome: Mapping[str, float], num_layers: int) -> dict[str, Any]:
-        """The recipe that a genome stands for, as plain data in the shape of mergekit's YAML.
+    def recipe_mappings(
+        self, genome: Mapping[str, float], num_layers: int
+    ) -> tuple[dict[str, Any], ...]:
+        """The recipe that a genome stands for: one document for each stage, the last one's last,
+        as plain data in the shape of mergekit's YAML.
 
-        Every genome has one that can be merged: DELLA's epsilon is cut down to what density leaves
-        room for, and a normalized ``linear`` whose weights are all 0 blends its models equally.
+        Every genome has one that can be merged: epsilon is a share of what density leaves room for
+        or is cut down to it, and a normalized ``linear`` whose weights are all 0 blends its models
+        equally.
 
         Args:
             genome: a value within its bounds for every gene.
@@ -137,7 +152,25 @@ class SearchSpace(Strict):
         Raises:
             SpaceError: genes are missing, unknown or out of bounds, or the layers do not fit.
         """
-        return decode_genome(self, genome, num_layers)
+        check_genome(self.genes(num_layers), genome)
+        mappings = []
+        for prefix, stage in self.every_stage:
+            mapping = decode_stage(stage, genome, num_layers, prefix)
+            mappings.append({"name": stage.name, **mapping} if prefix else mapping)
+        return tuple(mappings)
+
+    def recipe_mapping(self, genome: Mapping[str, float], num_layers: int) -> dict[str, Any]:
+        """The recipe of a space of one stage; see ``recipe_mappings``.
+
+        Raises:
+            SpaceError: as ``recipe_mappings``.
+            ValueError: the space has several stages.
+        """
+        if self.stages:
+            raise ValueError(
+                "the space has several stages: recipe_mappings gives all their recipes"
+            )
+        return self.recipe_mappings(genome, num_layers)[0]
 
     def encode(
         self,
@@ -147,26 +180,41 @@ class SearchSpace(Strict):
         density: float | None = None,
         lambda_: float | None = None,
         epsilon: float | None = None,
+        trim: float | None = None,
+        select_topk: float | None = None,
+        method: str | None = None,
     ) -> dict[str, float] | None:
-        """The genome whose recipe gives each model one weight everywhere.
+        """The genome whose recipe gives each model of the last merge one weight everywhere.
+
+        Earlier stages blend their own models equally, as far as the space allows.
 
         Args:
             num_layers: of the models.
-            weights: label → weight, for every fine-tuned model.
-            density, lambda_, epsilon: the value of every model whose weight is not 0; None is the
-                method's default (1, 1, 0.15), or what the space allows that is closest to it.
+            weights: label → weight, for every fine-tuned model; for ``slerp`` its one is ``t``.
+            density, lambda_, epsilon, trim, select_topk: the value of every model whose weight is
+                not 0; None is the method's default, or what the space allows that is closest.
+            method: which method, where the space has several; None is the first that can.
 
         Returns:
-            A value for every gene; None where the space does not allow it, or where ``linear``
-            would have nothing to blend (all weights 0).
+            A value for every gene; None where the space does not allow it, where ``linear`` would
+            have nothing to blend (all weights 0), or where the method has no weights to say it by.
 
         Raises:
             SpaceError: ``genome.layers`` does not fit.
             ValueError: ``weights`` lacks a label or has an unknown one.
         """
-        return encode_weights(
-            self, num_layers, weights, density=density, lambda_=lambda_, epsilon=epsilon
-        )
+        wanted = {
+            **{"density": density, "epsilon": epsilon, "trim": trim},
+            **{"lambda": lambda_, "select_topk": select_topk},
+        }
+        found = encode_weights(self, num_layers, weights, wanted, method)
+        if found is None:
+            return None
+        return {
+            prefix + name: value
+            for prefix, stage in self.every_stage
+            for name, value in (plain_genome(stage, num_layers) if prefix else found).items()
+        }
 
     def meaning(self) -> dict[str, Any]:
         """What makes the results of a study comparable, as plain data; see ``digest``."""

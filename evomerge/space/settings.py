@@ -3,6 +3,11 @@
 ``0.5`` is fixed; ``[0.0, 1.0]`` is a gene between these bounds, and so is
 ``{low: 0.0, high: 1.0, initial: 0.3}``, which says where a search begins; ``{math: [0, 2], default:
 [0, 1]}`` says it for each fine-tuned model by its label.
+
+Two parameters depend on the density for what they may be, and can be said as a share of what it
+leaves room for: ``epsilon: {share: [0, 1]}`` of min(density, 1 - density), ``gamma: {share: …}``
+of 1 - density. Parameters that the models share have one value for the whole model,
+``{whole: [0, 1]}``, or one for each layer group and filter, ``{each: [0, 1]}``.
 """
 
 from __future__ import annotations
@@ -10,14 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import PlainSerializer, PlainValidator
+from typing import Any
 
 from evomerge.documents import shown, unknown_key
 from evomerge.space.strict import Conflict, errors_at
 
 DEFAULT = "default"
+SHARE_OF, WHOLE, EACH = "share", "whole", "each"
 _RANGE_KEYS = ("low", "high", "initial")
 
 
@@ -54,14 +58,29 @@ class PerModel:
     Args:
         default: for the models that are not named.
         models: label and setting of those that are.
+        share: values are shares of what the density leaves room for.
     """
 
     default: Setting | None
     models: tuple[tuple[str, Setting], ...] = ()
+    share: bool = False
 
     def of(self, label: str) -> Setting | None:
         """The setting of a model; None if it is not covered."""
         return dict(self.models).get(label, self.default)
+
+
+@dataclass(frozen=True)
+class Common:
+    """A parameter that all models of a tensor share.
+
+    Args:
+        setting: what a value may be.
+        each: each layer group and filter has a value of its own; else there is one for all.
+    """
+
+    setting: Setting
+    each: bool
 
 
 @dataclass(frozen=True)
@@ -89,7 +108,21 @@ class Limits:
 
 ANY = Limits(-math.inf, math.inf, "a finite number")
 DENSITY = Limits(0.0, 1.0, "in (0, 1]; to leave a model out, fix its weight at 0", open_low=True)
-EPSILON = Limits(0.0, 0.5, "in [0, 0.5)", open_high=True)
+EPSILON = Limits(
+    0.0,
+    0.5,
+    "in [0, 0.5); {share: [0, 1]} is a share of what density leaves room for",
+    open_high=True,
+)
+GAMMA = Limits(
+    0.0,
+    1.0,
+    "in [0, 1); {share: [0, 1]} is a share of what density leaves room for",
+    open_high=True,
+)
+TRIM = Limits(0.0, 1.0, "in (0, 1]; 1 trims nothing", open_low=True)
+TOPK = Limits(0.0, 1.0, "in (0, 1]; 1 merges every element", open_low=True)
+SHARE = Limits(0.0, 1.0, "in [0, 1], a share of what density leaves room for")
 
 
 def read_setting(value: Any, limits: Limits) -> Setting:
@@ -133,6 +166,37 @@ def read_per_model(value: Any, limits: Limits) -> PerModel:
     return PerModel(default, tuple(found.items()))
 
 
+def read_shared(value: Any, limits: Limits) -> PerModel:
+    """As ``read_per_model``, or ``{share: …}`` of it.
+
+    Raises:
+        ValueError: as ``read_per_model`` does.
+    """
+    if isinstance(value, Mapping) and set(value) == {SHARE_OF}:
+        shares = read_per_model(value[SHARE_OF], SHARE)
+        return PerModel(shares.default, shares.models, share=True)
+    return read_per_model(value, limits)
+
+
+def read_common(value: Any, limits: Limits, *, each: bool) -> Common:
+    """A setting, ``{whole: setting}`` or ``{each: setting}``.
+
+    Args:
+        value: plain data.
+        limits: of the values.
+        each: what a setting alone means.
+
+    Raises:
+        ValueError: as ``read_setting`` does.
+    """
+    if isinstance(value, Common):
+        return value
+    if isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in (WHOLE, EACH):
+        ((word, inner),) = value.items()
+        return Common(read_setting(inner, limits), word == EACH)
+    return Common(read_setting(value, limits), each)
+
+
 def _setting_or_problem(value: Any, limits: Limits) -> Setting | str:
     try:
         return read_setting(value, limits)
@@ -150,31 +214,13 @@ def plain(setting: Setting) -> Any:
 
 
 def plain_per_model(setting: PerModel) -> Any:
-    """A parameter as plain data that ``read_per_model`` reads."""
+    """A parameter as plain data that ``read_shared`` reads."""
+    if setting.share:
+        return {SHARE_OF: plain_per_model(PerModel(setting.default, setting.models))}
     if not setting.models and setting.default is not None:
         return plain(setting.default)
     entries = {label: plain(one) for label, one in setting.models}
     return entries if setting.default is None else {**entries, DEFAULT: plain(setting.default)}
-
-
-def _serialize(value: Any) -> Any:
-    if value is None:
-        return None
-    return plain_per_model(value) if isinstance(value, PerModel) else plain(value)
-
-
-def _per_model(limits: Limits) -> Any:
-    return PlainValidator(lambda value: read_per_model(value, limits))
-
-
-WeightSetting = Annotated[PerModel, _per_model(ANY), PlainSerializer(_serialize)]
-DensitySetting = Annotated[PerModel, _per_model(DENSITY), PlainSerializer(_serialize)]
-EpsilonSetting = Annotated[PerModel, _per_model(EPSILON), PlainSerializer(_serialize)]
-LambdaSetting = Annotated[
-    float | Range,
-    PlainValidator(lambda value: read_setting(value, ANY)),
-    PlainSerializer(_serialize),
-]
 
 
 def _is_range(value: Mapping[Any, Any]) -> bool:

@@ -22,15 +22,18 @@ from pydantic import (
 
 from evomerge.documents import shown
 from evomerge.references import ModelReference
-from evomerge.space.methods import method_problem
-from evomerge.space.settings import (
+from evomerge.space.fields import (
     DensitySetting,
     EpsilonSetting,
+    GammaSetting,
     LambdaSetting,
-    PerModel,
-    Range,
+    TopkSetting,
+    TrimSetting,
+    TSetting,
     WeightSetting,
 )
+from evomerge.space.methods import SWITCHES, field_of, method_problem
+from evomerge.space.settings import Common, PerModel, Range
 from evomerge.space.strict import Conflict, Strict
 
 Real = Annotated[StrictFloat, Field(allow_inf_nan=False)]
@@ -44,11 +47,16 @@ def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, str | Path) else value
 
 
-def _known_method(value: Any) -> str:
-    problem = method_problem(value)
-    if problem:
-        raise ValueError(problem)
-    return str(value)
+def _known_methods(value: Any) -> str | tuple[str, ...]:
+    """A method's name, or several names to choose from."""
+    several = isinstance(value, list | tuple)
+    names = list(value) if several else [value]
+    problems = [problem for name in names if (problem := method_problem(name))]
+    if several and len(set(map(str, names))) < max(len(names), 2):
+        problems.append(f"{shown(value)} is refused: a list names at least 2 different methods")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return tuple(names) if several else value
 
 
 def _metric(value: Any) -> str:
@@ -70,7 +78,11 @@ NotEmpty = AfterValidator(_not_empty)
 Model = Annotated[
     ModelReference, PlainValidator(ModelReference.parse), PlainSerializer(ModelReference.as_data)
 ]
-MethodName = Annotated[str, PlainValidator(_known_method)]
+MethodNames = Annotated[
+    str | tuple[str, ...],
+    PlainValidator(_known_methods),
+    PlainSerializer(lambda names: names if isinstance(names, str) else list(names)),
+]
 MetricText = Annotated[str, PlainValidator(_metric)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_or_more)]
 
@@ -103,10 +115,23 @@ class GenomeSpec(Strict):
             matches holds, and the tensors that match none share a set ("rest").
         weight: of each fine-tuned model; may be negative.
         density: share of a task vector that is kept, in (0, 1].
-        lambda_: factor of the summed task vectors, one for the whole model (``lambda`` in YAML).
-        epsilon: half-width of DELLA's keep probabilities, in [0, 0.5). Where 0 < density − epsilon
-            and density + epsilon < 1 do not hold, it is cut down until they do.
-        normalize, rescale: as in recipes; None is the method's default.
+        lambda_: factor of the summed task vectors (``lambda`` in YAML); one for the whole model,
+            or with ``{each: …}`` one for each layer group and filter.
+        epsilon: half-width of DELLA's keep probabilities. ``{share: [0, 1]}`` searches it as a
+            share of min(density, 1 - density), the most that DELLA allows: no sample is illegal,
+            and none means the same as another. A number or a plain range in [0, 0.5) is the
+            half-width itself; where 0 < density - epsilon and density + epsilon < 1 do not hold, it
+            is cut down until they do.
+        gamma: share of a task vector, its largest elements, that breadcrumbs removes, in [0, 1);
+            with ``{share: [0, 1]}`` a share of 1 - density. Where density + gamma > 1, the merge
+            keeps the density and removes fewer.
+        trim: share that is kept after DARE's mask (``dare_ties`` with ``variant: paper``); one for
+            all of a model, as is the density of ``ties`` with that variant.
+        t: how far slerp goes from the base to the other model; a value for each layer group and
+            filter, or one for all with ``{whole: …}``.
+        select_topk: share of elements that sce merges, in (0, 1]; as ``t``.
+        normalize, rescale, nuslerp_flatten, nuslerp_row_wise, filter_wise: as in recipes; None is
+            the method's default.
     """
 
     layers: LayerSpec = LayerSpec()
@@ -115,8 +140,26 @@ class GenomeSpec(Strict):
     density: DensitySetting | None = None
     lambda_: LambdaSetting | None = Field(default=None, alias="lambda")
     epsilon: EpsilonSetting | None = None
+    gamma: GammaSetting | None = None
+    trim: TrimSetting | None = None
+    t: TSetting | None = None
+    select_topk: TopkSetting | None = None
     normalize: StrictBool | None = None
     rescale: StrictBool | None = None
+    nuslerp_flatten: StrictBool | None = None
+    nuslerp_row_wise: StrictBool | None = None
+    filter_wise: StrictBool | None = None
+
+    def parameter(self, name: str) -> PerModel | Common | None:
+        """A parameter by the name that recipes give it."""
+        found: PerModel | Common | None = getattr(self, field_of(name))
+        return found
+
+    @property
+    def switches(self) -> dict[str, bool]:
+        """The switches that are set."""
+        values = {name: getattr(self, name) for name in SWITCHES}
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def begin(world: Path, out: Path, **options: Any) -> subprocess.Popen[str]:
-    command = [*EVOMERGE, "merge", str(world / "recipe.yaml"), str(out), *SHARDS]
+def begin(
+    world: Path, out: Path, shards: Sequence[str] = SHARDS, **options: Any
+) -> subprocess.Popen[str]:
+    command = [*EVOMERGE, "merge", str(world / "recipe.yaml"), str(out), *shards]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -119,8 +121,8 @@ def full_at_the_end(world: Path, folder: Path) -> Callable[[], None] | None:
 
 
 def full_in_the_middle(_world: Path, _folder: Path) -> Callable[[], None] | None:
-    """No file may exceed 300 kB, as with a quota that is used up."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    """No file may exceed 8 MB, as with a quota that is used up; the model's has 21."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, 8_000_000))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_a_disk_that_fills_up_is_told_and_left_as_it_was(
     disk.mkdir()
     limit = full(world, disk)
     try:
-        process = begin(world, disk / "out", preexec_fn=limit)
+        process = begin(world, disk / "out", (), preexec_fn=limit)
         said = process.communicate(timeout=WAIT)[1]
         assert process.returncode == 1, said
         assert said.startswith("The checkpoint is refused:")

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.merging import uniform
-from evomerge.recipe import METHODS, Contribution, TensorMerge
+from evomerge.merging.masks import drawn_density
+from evomerge.recipe import Contribution, TensorMerge
+from tests.merging.worlds import METHODS
 
 Tensor = torch.Tensor
 
@@ -101,8 +103,8 @@ def probabilities(sparsifier: str, delta: Tensor, part: Contribution) -> Tensor:
     """Of being kept, element by element."""
     d, epsilon = part.density, part.epsilon
     length = delta.shape[-1] if delta.dim() else 1
-    if sparsifier == "random" or length == 1:
-        return torch.full(delta.shape, d, dtype=torch.float64)
+    if sparsifier == "random" or length == 1 or epsilon == 0:
+        return torch.full(delta.shape, drawn_density(d), dtype=torch.float64)
     rows = []
     for row in delta.reshape(-1, length).abs().tolist():
         order = sorted(range(length), key=lambda index: (row[index], index))

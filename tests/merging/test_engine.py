@@ -13,9 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, RecipeError, TrialError
 from evomerge.merging import MergedModel, MergeEngine, layout_of, make_layout, write_merge
-from evomerge.recipe import METHODS, Recipe
+from evomerge.recipe import Recipe
 from evomerge.references import ModelReference
 from tests.merging.worlds import (
+    METHODS,
     NUM_LAYERS,
     Family,
     bits,

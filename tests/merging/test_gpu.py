@@ -9,8 +9,7 @@ import torch
 
 from evomerge.checkpoints import Checkpoint, spread
 from evomerge.merging import MergeEngine, devices_of, uniform
-from evomerge.recipe import METHODS
-from tests.merging.worlds import RANDOM, Family, recipe_of
+from tests.merging.worlds import METHODS, RANDOM, Family, recipe_of
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from evomerge.merging import MergeEngine, merge
-from evomerge.recipe import METHODS, Contribution, Recipe, TensorMerge, resolve
+from evomerge.recipe import Contribution, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
-from tests.merging.worlds import EXACT, RANDOM, Family, recipe_text, run_mergekit
+from tests.merging.worlds import EXACT, METHODS, RANDOM, Family, recipe_text, run_mergekit
 
 pytest.importorskip("mergekit")
 

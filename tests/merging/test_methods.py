@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.merging import merge
-from evomerge.recipe import METHODS, Contribution, TensorMerge
+from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
 from tests.merging.reference import expected
-from tests.merging.worlds import RANDOM, bits
+from tests.merging.worlds import METHODS, RANDOM, bits
 
 BASED = tuple(name for name, spec in METHODS.items() if spec.needs_base)
 SPARSE = tuple(name for name, spec in METHODS.items() if spec.sparsifies)

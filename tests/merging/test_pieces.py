@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.merging import MergeEngine, merge, taskvectors
+from evomerge.merging import MergeEngine, merge, programs, taskvectors
 from evomerge.merging.taskvectors import Memory
-from evomerge.recipe import METHODS, Contribution, TensorMerge
+from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
 from tests.merging.reference import expected
-from tests.merging.worlds import Family, bits, recipe_of, same_bits
+from tests.merging.worlds import METHODS, Family, bits, recipe_of, same_bits
 
 WEIGHTS = (0.5, -0.25, 1.0)
 
@@ -60,14 +60,10 @@ def test_pieces_of_any_size_give_the_definition(
     whole = merge(spec, given_base, tensors)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(taskvectors.TILES, "cpu", tile)
+        patch.setattr(programs, "TILE", tile)
         cut = merge(spec, given_base, tensors)
     expected(spec, given_base, tensors).check(cut)
-    # Only the factor that restores the norm is a sum over pieces.
-    if spec.rescale:
-        assert torch.allclose(cut, whole, rtol=1e-6, atol=1e-6)
-        assert torch.equal(cut == base, whole == base)
-    else:
-        assert torch.equal(bits(cut), bits(whole))
+    assert torch.equal(bits(cut), bits(whole))
 
 
 @pytest.mark.parametrize("budget", [0, 20_000, 1 << 20])
@@ -81,8 +77,8 @@ def test_a_memory_of_any_size_changes_no_bit(method: str, budget: int) -> None:
         plain = merge(spec, given_base, tensors)
         assert torch.equal(bits(merge(spec, given_base, tensors, memory=memory)), bits(plain))
     assert memory.nbytes <= budget
-    if METHODS[method].sparsifies and budget > 20_000:
-        assert memory.nbytes >= 3 * 4 * base.numel()
+    if METHODS[method].sparsifier == "magprune" and budget > 20_000:
+        assert memory.nbytes >= 3 * base.numel()
 
 
 def test_a_memory_keeps_seeds_apart() -> None:

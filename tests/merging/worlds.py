@@ -15,10 +15,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from evomerge.recipe import METHODS, Recipe
+from evomerge.recipe import METHODS as ALL
+from evomerge.recipe import Recipe
 
 WORDS = ("<s>", "</s>", "<unk>", *(f"w{number}" for number in range(27)))
 NUM_LAYERS = 4
+METHODS = {
+    name: spec
+    for name, spec in ALL.items()
+    if spec.consensus in ("blend", "sum", "elect") and spec.sparsifier != "outliers"
+}
 RANDOM = tuple(name for name, spec in METHODS.items() if spec.draws_masks)
 EXACT = tuple(name for name in METHODS if name not in RANDOM)
 

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from evomerge.recipe import METHODS
+from evomerge.recipe.methods import PER_MODEL
 
 FILTERS = ("mlp", "self_attn", "layers.1.", "layers.2", "lm_head", "embed", "norm", "*", "nowhere")
 
@@ -33,16 +34,22 @@ def numbers(low: float, high: float) -> st.SearchStrategy[Any]:
 
 def parameters(method: str, *, shared: bool) -> st.SearchStrategy[Plain]:
     """The parameters of one level, legal wherever they hold."""
-    optional: Plain = {"weight": settings(numbers(0.125, 2.0))}
-    if METHODS[method].needs_base:
-        optional["density"] = settings(numbers(0.3, 0.6))
-    if METHODS[method].sparsifier == "magprune":
-        optional["epsilon"] = settings(numbers(0.0, 0.25))
-    if shared:
-        optional["normalize"] = optional["int8_mask"] = settings(st.booleans())
-        if METHODS[method].needs_base:
-            optional["rescale"] = settings(st.booleans())
-            optional["lambda"] = settings(numbers(-3, 3))
+    values: Plain = {
+        "weight": numbers(0.125, 2.0),
+        "density": numbers(0.3, 0.6),
+        "epsilon": numbers(0.0, 0.25),
+        "gamma": numbers(0.0, 0.5),
+        "lambda": numbers(-3, 3),
+        "t": numbers(-0.5, 1.5),
+        "select_topk": numbers(0.125, 1.0),
+    }
+    reads = METHODS[method].parameters
+    names = [*reads, "int8_mask"] if shared else [name for name in reads if name in PER_MODEL]
+    if METHODS[method].sparsifier is None and METHODS[method].needs_base:
+        names.append("density")  # has no effect
+    if method in ("slerp", "nuslerp", "model_stock"):
+        names = [name for name in names if name != "int8_mask"]
+    optional = {name: settings(values.get(name, st.booleans())) for name in names}
     return st.fixed_dictionaries({}, optional=optional)
 
 
@@ -63,12 +70,16 @@ def recipes(
         weighted: whether every model has a weight for certain.
     """
     method = draw(st.sampled_from(sorted(METHODS)))
-    base = models[0] if METHODS[method].needs_base else None
+    spec = METHODS[method]
+    has_base = spec.needs_base or (spec.takes_base and draw(st.booleans()))
+    base = models[0] if has_base else None
     form = draw(st.sampled_from(["models", "slices", "modules.models", "modules.slices"]))
     kind = form.rpartition(".")[2]
     body = draw((_models if kind == "models" else _slices)(method, base, models[1:], num_layers))
     top = draw(parameters(method, shared=True))
-    if weighted:
+    if "t" in spec.parameters:
+        top["t"] = [{"filter": "mlp", "value": 0.25}, {"value": draw(numbers(0.0, 1.0))}]
+    if weighted and "weight" in spec.parameters:
         top["weight"] = [{"filter": "mlp", "value": 0.75}, {"value": draw(numbers(0.125, 2.0))}]
     data: Plain = {kind: body}
     if form != kind:
@@ -79,11 +90,18 @@ def recipes(
     return _part(data, top)
 
 
+def _number(method: str, tuned: tuple[str, ...]) -> tuple[int, int]:
+    """How many models may be merged, besides a base."""
+    spec = METHODS[method]
+    return max(spec.least, 1), min(spec.most or len(tuned), len(tuned))
+
+
 @st.composite
 def _models(
     draw: st.DrawFn, method: str, base: str | None, tuned: tuple[str, ...], _num_layers: int
 ) -> list[Plain]:
-    chosen = draw(st.lists(st.sampled_from(tuned), min_size=1, unique=True))
+    least, most = _number(method, tuned)
+    chosen = draw(st.lists(st.sampled_from(tuned), min_size=least, max_size=most, unique=True))
     listed = [_part({"model": one}, draw(parameters(method, shared=False))) for one in chosen]
     if base and draw(st.booleans()):
         listed.insert(draw(st.integers(0, len(listed))), {"model": base})
@@ -95,7 +113,7 @@ def _slices(
     draw: st.DrawFn, method: str, base: str | None, tuned: tuple[str, ...], num_layers: int
 ) -> list[Plain]:
     # As many sources in every slice: mergekit counts those of the last tensors by the first slice.
-    count = draw(st.integers(1, len(tuned)))
+    count = draw(st.integers(*_number(method, tuned)))
     return [
         draw(_slice(method, base, tuned, count, num_layers)) for _ in range(draw(st.integers(1, 3)))
     ]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from evomerge.errors import RecipeError
 from evomerge.recipe import METHODS, Layout, Recipe, RecipeWarning, TensorMerge, resolve
+from evomerge.recipe.methods import SHARED
 from tests.recipe.strategies import recipes
 
 mergekit_plan = pytest.importorskip("mergekit.plan")
@@ -20,6 +21,7 @@ mergekit_plan = pytest.importorskip("mergekit.plan")
 from mergekit.architecture import get_architecture_info  # noqa: E402
 from mergekit.config import MergeConfiguration  # noqa: E402
 from mergekit.io.tasks import LoaderCache  # noqa: E402
+from mergekit.merge_methods import registry  # noqa: E402
 from mergekit.options import MergeOptions  # noqa: E402
 
 Plan = dict[str, Any]
@@ -49,7 +51,7 @@ def planned(text: str) -> dict[str, Plan]:
 def _plan(task: Any) -> Plan:
     names = {model: info.name for model, info in task.gather_tensors.weight_info.items()}
     spec = METHODS[task.method_name]
-    base = task.base_model if spec.needs_base else None
+    base = task.base_model if spec.takes_base else None
     inputs = [
         (str(model), names[model], dict(task.input_parameters[model].items()))
         for model in task.model_order
@@ -69,15 +71,35 @@ def same(ours: TensorMerge, theirs: Plan) -> None:
         (model, tensor) for model, tensor, _ in theirs["inputs"]
     ]
     for contribution, (_, _, values) in zip(ours.contributions, theirs["inputs"], strict=True):
-        assert contribution.weight == values["weight"]
-        if spec.sparsifies:
-            assert contribution.density == values["density"]
-        if spec.sparsifier == "magprune":
-            assert contribution.epsilon == values["epsilon"]
-    assert ours.normalize == theirs["shared"]["normalize"]
-    assert ours.lambda_ == theirs["shared"].get("lambda", 1.0)
-    if spec.sparsifies:
-        assert ours.rescale == theirs["shared"]["rescale"]
+        for name in ("weight", "density", "epsilon", "gamma"):
+            if name in spec.parameters:
+                assert getattr(contribution, name) == values[name], name
+    ours_of = {"lambda": "lambda_", "nuslerp_flatten": "flatten", "nuslerp_row_wise": "row_wise"}
+    for name in (name for name in spec.parameters if name in SHARED):
+        value = theirs["shared"][name]
+        assert getattr(ours, ours_of.get(name, name)) == value, name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_table_is_mergekits(name: str) -> None:
+    """Defaults, base model, number of models: as mergekit 0.1.5 declares them."""
+    ours, theirs = METHODS[name], registry.get(name).spec
+    policy = theirs.contract.base.value
+    assert {"blended": "ignored"}.get(ours.base, ours.base) == policy
+    bases = int(ours.needs_base)
+    assert ours.least == max(theirs.contract.min_inputs - 1, theirs.contract.min_non_base or 0)
+    most = theirs.contract.max_inputs
+    assert ours.most == (theirs.contract.max_non_base if most is None else most - bases)
+    defaults = {spec.name: spec for spec in theirs.parameters if spec.name != "int8_mask"}
+    unread = {"density", "rescale"} if ours.sparsifier is None else set()
+    assert set(ours.parameters) == set(defaults) - unread
+    for parameter in ours.parameters:
+        assert defaults[parameter].required == (parameter in ("weight", "t"))
+        own = {"lambda": "lambda_"}.get(parameter, parameter)
+        if hasattr(ours, own):
+            assert getattr(ours, own) == defaults[parameter].default
+        elif not defaults[parameter].required:
+            assert defaults[parameter].default is (parameter == "nuslerp_flatten")
 
 
 def resolved(text: str, layout: Layout) -> tuple[tuple[TensorMerge, ...], str]:

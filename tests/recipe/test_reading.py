@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 
 from evomerge.errors import RecipeError
-from evomerge.recipe import METHODS, Case, Recipe, RecipeWarning, Tokenizer
+from evomerge.recipe import METHODS, Case, MethodSpec, Recipe, RecipeWarning, Tokenizer
 from evomerge.references import ModelReference
 
 TIES = """\
@@ -89,7 +90,8 @@ tokenizer: {source: union}
         "r.yaml:1: exactly one of models, slices, modules is expected; models and slices given",
         "r.yaml:1: base_model: is missing, and ties requires it",
         "r.yaml:4: models[0].parameters.wieght: unknown key; did you mean weight? allowed: "
-        "weight, density, epsilon, normalize, rescale, lambda, int8_mask",
+        "weight, density, epsilon, gamma, trim, normalize, rescale, lambda, int8_mask, t, "
+        "select_topk, nuslerp_flatten, nuslerp_row_wise, filter_wise",
         "r.yaml:5: models[0].parameters.weight: 'many' is refused: a finite number is expected",
         "r.yaml:6: models[1].modle: unknown key; did you mean model? allowed: model, parameters",
         "r.yaml:6: models[1].model: is missing and required",
@@ -102,7 +104,7 @@ tokenizer: {source: union}
         "r.yaml:18: mask_seed: -1 is refused: an integer in [0, 2**63) is expected",
         "r.yaml:19: random_seed: unknown key; did you mean mask_seed? allowed: name, models, "
         "slices, modules, merge_method, base_model, parameters, dtype, out_dtype, "
-        "tokenizer_source, tokenizer, chat_template, mask_seed",
+        "tokenizer_source, tokenizer, chat_template, mask_seed, variant, mask_by, mask_of",
         "r.yaml:20: tokenizer_source: 'base' is refused: the recipe has no base_model",
         "r.yaml:21: tokenizer: tokenizer_source is given too: only one of them can be",
     ]
@@ -132,7 +134,7 @@ base_model: org/base
     ]
 
 
-@pytest.mark.parametrize("name", ["slerp", "breadcrumbs", "TIES", "passthrough", "1"])
+@pytest.mark.parametrize("name", ["karcher", "bread_crumbs", "TIES", "passthrough", "1"])
 def test_a_method_that_we_lack_lists_those_that_we_have(name: str) -> None:
     found = fault(TIES.replace("ties", name))
     assert found.startswith("r.yaml:6: merge_method: ")
@@ -140,26 +142,19 @@ def test_a_method_that_we_lack_lists_those_that_we_have(name: str) -> None:
     assert found.endswith("allowed: " + ", ".join(METHODS))
 
 
-def test_the_methods_are_these_with_mergekits_defaults() -> None:
-    defaults = {
-        name: (spec.normalize, spec.rescale, spec.density, spec.lambda_, spec.epsilon)
-        for name, spec in METHODS.items()
-    }
-    assert defaults == {
-        "linear": (True, False, 1.0, 1.0, 0.0),
-        "task_arithmetic": (False, False, 1.0, 1.0, 0.0),
-        "ties": (True, False, 1.0, 1.0, 0.0),
-        "dare_linear": (False, True, 1.0, 1.0, 0.0),
-        "dare_ties": (False, True, 1.0, 1.0, 0.0),
-        "della": (True, True, 1.0, 1.0, 0.15),
-        "della_linear": (False, True, 1.0, 1.0, 0.15),
-    }
-    assert [name for name, spec in METHODS.items() if spec.elects] == ["ties", "dare_ties", "della"]
-    assert [name for name, spec in METHODS.items() if not spec.needs_base] == ["linear"]
-    assert [name for name, spec in METHODS.items() if not spec.draws_masks] == [
-        "linear",
-        "task_arithmetic",
-        "ties",
+def test_the_methods_are_these() -> None:
+    def names(holds: Callable[[MethodSpec], bool]) -> list[str]:
+        return [name for name, spec in METHODS.items() if holds(spec)]
+
+    assert names(lambda spec: spec.elects) == ["ties", "dare_ties", "della", "breadcrumbs_ties"]
+    assert names(lambda spec: not spec.needs_base) == ["linear", "nuslerp"]
+    assert names(lambda spec: not spec.takes_base) == ["linear"]
+    assert names(lambda spec: spec.draws_masks) == [
+        *("dare_linear", "dare_ties", "della", "della_linear")
+    ]
+    assert names(lambda spec: spec.sparsifies) == [
+        *("ties", "dare_linear", "dare_ties", "della", "della_linear"),
+        *("breadcrumbs", "breadcrumbs_ties"),
     ]
 
 

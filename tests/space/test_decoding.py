@@ -10,13 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import SpaceError
-from evomerge.recipe import Recipe, TensorMerge, resolve
-from evomerge.references import labels
-from evomerge.space import SearchSpace
+from evomerge.recipe import Recipe, TensorMerge, read_recipes, resolve, write_recipes
+from evomerge.space import Range, SearchSpace, Stage
 from evomerge.space.methods import METHODS
 
 from .conftest import Load
-from .spaces import genomes, layout, spaces
+from .spaces import genomes, layout, spaces, staged_spaces
 
 
 def resolved(space: SearchSpace, genome: dict[str, float], num_layers: int) -> dict[str, Any]:
@@ -163,7 +162,7 @@ def test_a_wrong_genome_is_refused_with_every_reason(load: Load, small: str) -> 
     ]
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data(), spaces(), st.integers(4, 7))
 def test_any_genome_decodes_to_a_legal_recipe(
     data: st.DataObject, space: SearchSpace, num_layers: int
@@ -172,15 +171,46 @@ def test_any_genome_decodes_to_a_legal_recipe(
     merges = resolved(space, genome, num_layers)
     assert set(merges) == set(layout(num_layers).tensors)
     for merge in merges.values():
-        assert math.isfinite(merge.lambda_)
-        assert set(weights_of(merge)) == set(labels(space.models).values())
-        for one in merge.contributions:
-            assert math.isfinite(one.weight)
-            assert 0 < one.density <= 1
-            assert one.epsilon >= 0
-            if METHODS[space.merge_method].widens and one.density < 1:
-                assert one.density - one.epsilon > 0
-                assert one.density + one.epsilon < 1
+        legal(merge, space)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data(), staged_spaces(), st.integers(4, 7))
+def test_any_genome_of_several_stages_decodes_to_legal_recipes(
+    data: st.DataObject, space: SearchSpace, num_layers: int
+) -> None:
+    genome = data.draw(genomes(space, num_layers))
+    mappings = space.recipe_mappings(genome, num_layers)
+    recipes = [Recipe.from_mapping(mapping) for mapping in mappings]
+    assert read_recipes(write_recipes(recipes)) == tuple(recipes)
+    assert [recipe.name for recipe in recipes] == [*(one.name for one in space.stages), None]
+    for recipe, (_, stage) in zip(recipes, space.every_stage, strict=True):
+        for merge in resolve(recipe, layout(num_layers)):
+            legal(merge, stage)
+
+
+def legal(merge: TensorMerge, stage: Stage) -> None:
+    """What the merging room may rely on."""
+    assert merge.method in stage.methods
+    method = METHODS[merge.method]
+    assert merge.variant == (stage.variant if method.paper else "mergekit")
+    assert math.isfinite(merge.lambda_)
+    assert math.isfinite(merge.t)
+    assert 0 < merge.select_topk <= 1
+    assert (merge.base is not None) == (method.takes_base and stage.base_model is not None)
+    assert set(weights_of(merge)) == set(stage.labels.values())
+    for one in merge.contributions:
+        assert math.isfinite(one.weight)
+        assert 0 < one.density <= 1
+        assert 0 < one.trim <= 1
+        assert 0 <= one.gamma < 1
+        assert one.epsilon >= 0
+        if method.widens and one.density < 1:
+            assert one.density - one.epsilon > 0
+            assert one.density + one.epsilon < 1
+        gamma = stage.genome.gamma
+        if gamma is not None and gamma.share and "gamma" in method.reads:
+            assert one.gamma + one.density <= 1 + 1e-9
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -188,22 +218,38 @@ def test_any_genome_decodes_to_a_legal_recipe(
 def test_decoding_an_encoded_blend_gives_its_weights(
     data: st.DataObject, space: SearchSpace, num_layers: int
 ) -> None:
-    known = list(labels(space.models).values())
+    known = list(space.labels.values())
     weights = {label: data.draw(st.sampled_from([0.0, 1.0, 0.25, -0.5])) for label in known}
-    genome = space.encode(num_layers, weights)
+    method = data.draw(st.sampled_from(space.methods))
+    genome = space.encode(num_layers, weights, method=method)
+    reads = space.reads(method)
     if genome is None:
-        fits = all(
-            setting == weights[label]
-            if isinstance(setting, float)
-            else setting.holds(weights[label])
-            for label in known
-            if (setting := space.genome.weight.of(label)) is not None
-        )
-        assert not fits or (space.merge_method == "linear" and not any(weights.values()))
+        assert not expressible(space, method, weights)
         return
     assert set(genome) == {gene.name for gene in space.genes(num_layers)}
     for merge in resolved(space, genome, num_layers).values():
-        assert weights_of(merge) == pytest.approx(weights, rel=1e-15)
+        assert merge.method == method
+        if "weight" in reads:
+            assert weights_of(merge) == pytest.approx(weights, rel=1e-15)
+        if "t" in reads:
+            assert merge.t == pytest.approx(next(iter(weights.values())), rel=1e-15)
+
+
+def expressible(space: SearchSpace, method: str, weights: dict[str, float]) -> bool:
+    """Whether a method has the merge of these weights, and the space's bounds allow it."""
+    reads = space.reads(method)
+    if "t" in reads:
+        t = space.genome.t
+        return t is None or allows(t.setting, next(iter(weights.values())))
+    if "weight" not in reads:
+        return any(weights.values()) and len(set(weights.values())) == 1
+    if method in ("linear", "nuslerp") and not any(weights.values()):
+        return False
+    return all(allows(space.genome.weight.of(label), weights[label]) for label in weights)
+
+
+def allows(setting: float | Range | None, value: float) -> bool:
+    return setting.holds(value) if isinstance(setting, Range) else setting == value
 
 
 def test_baselines_as_genomes(load: Load, small: str) -> None:

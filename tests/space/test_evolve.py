@@ -385,7 +385,9 @@ def test_faults_are_placed_where_they_stand_in_their_file(write: Write) -> None:
 
 def test_slerp_and_a_granularity_that_does_not_divide(write: Write) -> None:
     text = TEXT.replace("ties", "slerp")
-    with pytest.raises(SpaceError, match=r"genome\.merge_method: 'slerp' is refused: allowed: lin"):
+    with pytest.raises(
+        SpaceError, match=r"genome\.merge_method: 'slerp' is refused: mergekit-evolve picks two"
+    ):
         load_space(write(text))
     text = text.replace("slerp", "ties, layer_granularity: 4")
     space = read(write(text))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from evomerge.errors import SpaceError
 from evomerge.space import Gene, SearchSpace
 from evomerge.space.genes import layer_blocks
+from evomerge.space.methods import PARAMETERS
 
 from .conftest import Load
 from .spaces import spaces
@@ -105,6 +106,6 @@ def test_names_are_unique_stable_and_readable(space: SearchSpace, num_layers: in
     again = SearchSpace.model_validate_json(space.model_dump_json())
     assert space.genes(num_layers) == again.genes(num_layers)
     for gene in space.genes(num_layers):
-        assert gene.name.split("/")[0] in ("weight", "density", "epsilon", "lambda")
+        assert gene.name.split("/")[0] in (*PARAMETERS, "merge_method")
         assert gene.low < gene.high
         assert gene.name.isprintable()

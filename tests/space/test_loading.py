@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from evomerge.errors import SpaceError
 from evomerge.recipe import METHODS as RECIPE_METHODS
 from evomerge.references import ModelReference
-from evomerge.space import PerModel, Range, SearchSpace, SpaceWarning, TaskSpec, load_space
+from evomerge.space import Common, PerModel, Range, SearchSpace, SpaceWarning, TaskSpec, load_space
 from evomerge.space.methods import EPSILON, METHODS
 
 from .conftest import Load, Write
@@ -77,7 +77,7 @@ def test_a_full_space(load: Load, folder: Path) -> None:
     assert genome.weight.of("hermes@v2+adapter") == 0.5
     assert genome.weight.of("name@main") == Range(-1.0, 1.0)
     assert genome.density == PerModel(Range(0.1, 1.0, 0.5))
-    assert genome.lambda_ == Range(0.5, 2.0)
+    assert genome.lambda_ == Common(Range(0.5, 2.0), each=False)
     assert genome.epsilon == PerModel(0.1, (("math", Range(0.0, 0.2)),))
     assert (genome.normalize, genome.rescale) == (False, True)
     second = space.tasks[1]
@@ -210,8 +210,10 @@ def test_many_mistakes_are_one_message(write: Write) -> None:
         ("models: [models/math, models/code, models/chat]", "models: 3", "models: 3 is refused"),
         ("models/chat", "7", "models[2]: 7 is refused: a model is named by path"),
         ("models/chat", "/no/where", "models[2]: '/no/where' is refused: there is no such folder"),
-        ("dare_ties", "slerp", "merge_method: 'slerp' is refused: allowed: linear, task_arithm"),
-        ("dare_ties", "[ties, dare_ties]", "write one method; searching several comes later"),
+        ("dare_ties", "slerps", "merge_method: 'slerps' is refused: did you mean 'slerp'? allowed"),
+        ("dare_ties", "[ties, tie]", "'tie' is refused: did you mean 'ties'? allowed: linear, ta"),
+        ("dare_ties", "[ties]", "['ties'] is refused: a list names at least 2 different methods"),
+        ("dare_ties", "[ties, ties]", "is refused: a list names at least 2 different methods"),
         ("dare_ties", "task_arithmetic", "genome.density: has no effect: task_arithmetic reads"),
         ("density: [0.1, 1.0]", "epsilon: 0.1", "genome.epsilon: has no effect: dare_ties reads"),
         ("density: [0.1, 1.0]", "density: 0", "genome.density: 0 is refused: must be in (0, 1]"),
@@ -310,8 +312,14 @@ def test_the_tables_of_methods_agree() -> None:
     for name, method in METHODS.items():
         recipe = RECIPE_METHODS[name]
         assert set(method.reads) == set(recipe.parameters)
-        assert method.needs_base == recipe.needs_base
+        assert (method.paper is not None) == ("paper" in recipe.variants)
+        for variant in recipe.variants:
+            assert set(method.reads_in(variant)) == set(recipe.reads(variant))
+            assert method.whole_in(variant) == recipe.trims_whole(variant)
+        assert method.base == recipe.base
+        assert (method.least, method.most) == (recipe.least, recipe.most)
         assert method.draws_masks == recipe.draws_masks
+        assert (method.masks == "dare") == (recipe.sparsifier == "random")
         assert (recipe.density, recipe.lambda_) == (1.0, 1.0)
         assert not method.widens or recipe.epsilon == EPSILON
 

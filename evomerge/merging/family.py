@@ -1,0 +1,189 @@
+"""The task-arithmetic family: task vectors → sparsify → rescale → weigh → consensus → λ → base.
+
+The table of methods is ``recipe.METHODS`` (sparsifier × consensus × defaults); here is what its
+words mean. Order of operations and special cases are mergekit 0.1.5's; the variants are those of
+the papers' own code. The arithmetic is in ``kernels``: here it is decided which of them run, and
+with which numbers.
+
+What is exact, beyond rounding:
+
+- No weight but 0, or λ = 0: the base, bit for bit.
+- One model whose effective coefficient is 1 (weight 1, or any with ``normalize``), nothing dropped:
+  that model, bit for bit. Its θ₀ + (θ − θ₀) in float32 could be off by a rounding of θ₀'s size.
+- Density 1 equals no sparsification, epsilon 0 equals DARE: the same operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from evomerge.merging.kernels import F, I, Kernel
+from evomerge.merging.programs import Programs
+from evomerge.merging.sparsifying import Part, Sparsified, sparsify
+from evomerge.merging.tables import Tables
+from evomerge.merging.taskvectors import Memory
+from evomerge.merging.whole import Whole
+from evomerge.recipe import METHODS, TensorMerge
+
+_NO_WEIGHT = 1e-8  # a sum of weights nearer to 0 divides by 1 instead (without election)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What merging a tensor needs besides its recipe and its inputs.
+
+    Args:
+        memory: of what no candidate changes.
+        programs: runs the kernels.
+        whole: what holds for all of the models' tensors; for the variants that look at them all.
+    """
+
+    memory: Memory
+    programs: Programs
+    whole: Whole | None = None
+
+
+def merge_family(
+    spec: TensorMerge,
+    base: torch.Tensor | None,
+    tensors: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    work: Work,
+) -> float:
+    """Merge one tensor into ``out``, whose type the result is rounded to, once.
+
+    Args:
+        spec: what is to be done; every coefficient is set.
+        base: the base model's tensor; None for a method without a base.
+        tensors: the contributions' tensors, in their order, of the base's shape.
+        out: contiguous, of the base's shape.
+        work: see there.
+
+    Returns:
+        A magnitude that no element exceeds; infinity where it was not looked for.
+
+    Raises:
+        ValueError: ``linear`` is to divide by weights that sum to 0.
+    """
+    if base is None:
+        _blend(spec, tensors, out, work)
+        return math.inf
+    if METHODS[spec.method].trims_whole(spec.variant) and work.whole is None:
+        raise ValueError(f"{spec.name}: {spec.method} ({spec.variant}) looks at whole models")
+    pairs = list(zip(spec.contributions, tensors, strict=True))
+    # A weight of 0 adds nothing anywhere: not to the sum, the election or a divisor.
+    live = [(part, tensor) for part, tensor in pairs if part.weight != 0]
+    if not live or spec.lambda_ == 0:
+        out.copy_(base)
+        return math.inf
+    parts = [Part(spec, part, base, tensor) for part, tensor in (live if len(live) == 1 else pairs)]
+    consensus = METHODS[spec.method].consensus_of(spec.variant)
+    elects = consensus in ("elect", "mean") and len(parts) > 1
+    coefficients = [1.0] * len(parts) if elects else _shares(spec, parts, consensus)
+    only = len(live) == 1 and live[0][0].density >= 1 and live[0][0].trim >= 1
+    if only and coefficients[0] == 1 and len(parts) == 1:
+        out.copy_(live[0][1])
+        return math.inf
+    masked = sparsify(spec, parts, work.memory, work.programs, work.whole)
+    _combine(spec, parts, masked, coefficients, out, work, elects)
+    if not (work.memory.remembers or spec.rescale):
+        return math.inf
+    return _bound(spec, parts, masked.scales, work.memory)
+
+
+def _bound(
+    spec: TensorMerge, parts: Sequence[Part], scales: Sequence[float], memory: Memory
+) -> float:
+    """How large an element can become, roughly: the base, and all task vectors on top of it."""
+    weights = [part.weight for part in parts]
+    if spec.normalize and min(weights) < 0:
+        return math.inf  # what is divided by may be small
+    # Divided by the sum of positive weights, no model counts more than once.
+    counts = [1.0 if spec.normalize else abs(weight) for weight in weights]
+    found = sum(
+        count * scale * part.bound(memory)
+        for count, scale, part in zip(counts, scales, parts, strict=True)
+    )
+    return max(part.bound(memory) for part in parts) + abs(spec.lambda_) * found
+
+
+def _shares(spec: TensorMerge, parts: Sequence[Part], consensus: str) -> list[float]:
+    """w·λ, divided by Σw if ``normalize``: all that a sum without election multiplies by."""
+    if consensus == "mean":
+        return [spec.lambda_] * len(parts)
+    total = math.fsum(part.weight for part in parts) if spec.normalize else 1.0
+    # A single model agrees with itself, and an election divides by its weight however small.
+    if consensus != "elect" and abs(total) < _NO_WEIGHT:
+        total = 1.0
+    return [part.weight / total * spec.lambda_ for part in parts]
+
+
+def _combine(
+    spec: TensorMerge,
+    parts: Sequence[Part],
+    masked: Sparsified,
+    shares: Sequence[float],
+    out: torch.Tensor,
+    work: Work,
+    elects: bool,
+) -> None:
+    """One pass: kept elements times their coefficients, elected or not, onto the base."""
+    plain = METHODS[spec.method].consensus_of(spec.variant) == "mean"
+    kernel = Kernel(
+        goal="merge",
+        dtypes=tuple(name_of(part.tensor) for part in parts),
+        base=name_of(parts[0].base),
+        out=name_of(out),
+        keep=masked.keep,
+        shared=masked.shared,
+        elect=(("plain" if plain else "weighted") if elects else None),
+        normalize=elects and (spec.normalize or plain),
+        of_weights=masked.of_weights,
+        unbiased=masked.unbiased,
+        ranks=masked.ranks,
+    )
+    tables = Tables(len(parts), out.device)
+    for i, part in enumerate(parts):
+        weight = part.weight if elects and not plain else shares[i]
+        scale = masked.scales[i]
+        tables.set(F.COEFFICIENT, i, weight if masked.of_weights else weight * scale)
+        tables.set(F.RESCALE, i, scale)
+        tables.set(F.WEIGHT, i, 1.0 if plain else part.weight)
+    tables.set(F.SHARED, 0, spec.lambda_)
+    tables.set(I.SHARED, 0, 1 if work.whole is None else work.whole.sign)
+    masked.fill(tables)
+    inputs = [parts[0].base, *(part.tensor for part in parts), *masked.tensors, out]
+    flat = [tensor.reshape(-1) for tensor in inputs]
+    masked.run(work.programs, kernel, flat, tables)
+
+
+def _blend(
+    spec: TensorMerge, tensors: Sequence[torch.Tensor], out: torch.Tensor, work: Work
+) -> None:
+    """Σwθ, divided by Σw if ``normalize`` (model soups, arXiv 2203.05482)."""
+    weights = [part.weight for part in spec.contributions]
+    total = math.fsum(weights) if spec.normalize else 1.0
+    if total == 0:
+        raise ValueError(f"{spec.name}: the weights sum to 0, and linear divides by their sum")
+    terms = [(w / total, t) for w, t in zip(weights, tensors, strict=True) if w != 0]
+    if not terms:
+        out.zero_()
+        return
+    if len(terms) == 1 and terms[0][0] == 1:
+        out.copy_(terms[0][1])
+        return
+    kernel = Kernel("merge", tuple(name_of(t) for _, t in terms), None, name_of(out))
+    tables = Tables(len(terms), out.device)
+    for i, (coefficient, _) in enumerate(terms):
+        tables.set(F.COEFFICIENT, i, coefficient)
+    flat = [tensor.reshape(-1) for tensor in (*(t for _, t in terms), out)]
+    work.programs.run(kernel, flat, out.numel(), lambda start: tables.at(start))
+
+
+def name_of(tensor: torch.Tensor) -> str:
+    """A type's name, as kernels have it."""
+    return str(tensor.dtype).removeprefix("torch.")

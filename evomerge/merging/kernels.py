@@ -1,0 +1,306 @@
+"""The fused passes over a tensor's elements: what each one computes, in plain PyTorch.
+
+One definition for every device: run as it is (a small tensor, a machine without a compiler), or
+compiled (``programs``) into one loop that reads every input once and writes every output once. The
+operations round the same in every lane of a processor and none is fused with another, so that
+neither threads, nor the way a tensor is cut, nor the compiler show in a result.
+
+A pass works on flat tensors of one length n, given as one list (``Kernel.order``). The numbers that
+change from candidate to candidate come in two small tables, so that no new value compiles anything:
+``floats`` (float32) and ``ints`` (int32), a row for each kind, a column for each model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+import torch
+
+GOLDEN = 0x9E3779B1 - (1 << 32)
+"""2³²/φ, odd: multiplied by it, neighbouring counters differ in their high bits too."""
+
+# A multiplier of "lowbias32", found by search for the least bias among hashes of this shape
+# (C. Wellons, hash-prospector, public domain). The second multiplier is the model's own.
+_FIRST = 0x7FEB352D
+
+BINS = (12 << 10) + 1
+"""Bins of a ``table`` pass: 2¹⁰ for each halving of the density, down to 2⁻¹², and what is below."""
+
+_LOWEST_BIN = (139 << 10) - 1  # of the float32 bits of 2¹², without the 13 lowest
+
+Keep = Literal["all", "random", "ranked", "largest", "band", "bits"]
+
+
+class F(IntEnum):
+    """Rows of ``floats``."""
+
+    COEFFICIENT = 0  # what a kept element is multiplied by: weight × rescale …
+    WEIGHT = 1  # what an agreeing model adds to the divisor
+    LIMIT = 2  # the smallest magnitude that is kept
+    OUTLIER = 3  # the smallest magnitude that is an outlier, and removed
+    UNIT = 4  # a power of two: sums are of integers, |δ| × unit without its fraction
+    RESCALE = 5  # of kept elements, where the fine-tuned weights themselves are masked
+    SHARED = 6  # column 0: λ
+
+
+class I(IntEnum):  # noqa: E742 - beside F, as the tables are beside each other
+    """Rows of ``ints``."""
+
+    KEY = 0  # the model's key
+    MULTIPLIER = 1  # the model's multiplier, odd
+    LIMIT = 2  # the largest drawn integer that is kept, at rank 0
+    STEP = 3  # by how much LIMIT grows with each rank
+    COUNTER = 4  # the tensor's first key
+    SECOND = 5  # the tensor's second key
+    SHARED = 6  # column 0: −1, 0, 1, the sign where a sum of task vectors is 0 (TIES paper)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One pass. Frozen and made of plain values: it is the key of a compiled program.
+
+    Args:
+        goal: ``merge`` writes the merged tensor; ``sums`` writes the kept Σ|v| of each model, and
+            which elements are kept; ``table`` writes, of one model, each element's bin among
+            densities and its |v| as an integer.
+        dtypes: of the fine-tuned models' tensors, one each (as ``bfloat16``).
+        base: the type of the base's tensor; None: no base, the tensors themselves are summed.
+        out: the type of the merged tensor; None where there is none.
+        keep: which elements are kept: all; by drawn integers (``random``: one limit; ``ranked``: a
+            limit by rank); by magnitude (``largest``: from LIMIT on; ``band``: below OUTLIER too);
+            or as ``bits`` say, which a pass before has written.
+        ranks: how ranks are stored, where they are read: ``int32``, ``uint8``, or ``split`` into
+            two tensors of uint8, the low and the high byte (the compiler has no vectors of int16).
+        shared: the models' masks are drawn for one tensor's name (not where slices move layers).
+        elect: only what agrees with the elected sign is summed; elected by ``weighted`` task
+            vectors or by themselves (``plain``, the TIES paper).
+        normalize: divide what was elected by the weights that agree.
+        of_weights: the fine-tuned weights are masked, and not the task vectors.
+        unbiased: divide each kept element by its own probability (DELLA's paper).
+    """
+
+    goal: Literal["merge", "sums", "table"]
+    dtypes: tuple[str, ...]
+    base: str | None
+    out: str | None
+    keep: Keep = "all"
+    shared: bool = True
+    elect: Literal["weighted", "plain"] | None = None
+    normalize: bool = False
+    of_weights: bool = False
+    unbiased: bool = False
+    ranks: Literal["uint8", "split", "int32"] | None = None
+
+    @property
+    def models(self) -> int:
+        """How many fine-tuned models."""
+        return len(self.dtypes)
+
+    @property
+    def bits_type(self) -> torch.dtype:
+        """The type whose bit i says whether model i keeps an element (of 63 models at most)."""
+        return torch.uint8 if self.models <= 8 else self.word
+
+    @property
+    def word(self) -> torch.dtype:
+        """The integers that bits are computed in."""
+        return torch.int32 if self.models <= 31 else torch.int64
+
+    def order(self) -> tuple[str, ...]:
+        """The names of the pass's tensors, in the order of the list that it is given.
+
+        ``base``, ``model`` (one each), ``ranks`` (one each), ``high`` (their high bytes), ``bits``,
+        ``out`` (all of shape [n]; the latter [models] for ``sums``), ``values`` ([n]), ``floats``,
+        ``ints``.
+        """
+        names = ["base"] if self.base else []
+        names += ["model"] * self.models + ["ranks"] * (self.models if self.ranks else 0)
+        names += ["high"] * (self.models if self.ranks == "split" else 0)
+        names += ["bits"] if self.keep == "bits" or self.goal == "sums" else []
+        names += ["out"] + (["values"] if self.goal == "table" else [])
+        return (*names, "floats", "ints")
+
+
+def run(kernel: Kernel, tensors: Sequence[torch.Tensor]) -> None:
+    """Do one pass: read the inputs and write the outputs among ``tensors``, in place."""
+    _Pass(kernel, tensors).run()
+
+
+def mix(counter: torch.Tensor, ints: torch.Tensor, column: int) -> torch.Tensor:
+    """The first half of the hash, that the models share: counters → integers without pattern.
+
+    lowbias32 up to its second multiplication, the second key let in half-way. Two keys, because
+    one alone would give every tensor the same numbers, shuffled by an exclusive or.
+    """
+    x = counter + ints[I.COUNTER, column]
+    x = x ^ ((x >> 16) & 0xFFFF)  # torch shifts signed integers arithmetically
+    x = (x * _FIRST) ^ ints[I.SECOND, column]
+    return x ^ ((x >> 15) & 0x1FFFF)
+
+
+def draw(mixed: torch.Tensor, ints: torch.Tensor, column: int) -> torch.Tensor:
+    """The second half: a model's own key and multiplier. int32, uniform over its whole range.
+
+    Multiplying by a random odd number is a universal hash of its high bits (Dietzfelbinger et al.
+    1997), so that the numbers of two models are as good as independent.
+    """
+    return (mixed ^ ints[I.KEY, column]) * ints[I.MULTIPLIER, column]
+
+
+class _Pass:
+    """The tensors of one pass by their names, and its steps."""
+
+    def __init__(self, kernel: Kernel, tensors: Sequence[torch.Tensor]) -> None:
+        self.kernel = kernel
+        named: dict[str, list[torch.Tensor]] = {}
+        for name, tensor in zip(kernel.order(), tensors, strict=True):
+            named.setdefault(name, []).append(tensor)
+        self.models = named["model"]
+        self.floats, self.ints = named["floats"][0], named["ints"][0]
+        self.named = named
+        self.base = named["base"][0].to(torch.float32) if kernel.base else None
+        drawn = kernel.goal == "table" or kernel.keep in ("random", "ranked")
+        first = self.models[0]
+        self.counter = self.mixed = None
+        if drawn:
+            index = torch.arange(first.shape[0], dtype=torch.int32, device=first.device)
+            self.counter = index * GOLDEN
+            self.mixed = mix(self.counter, self.ints, 0)
+
+    def run(self) -> None:
+        if self.kernel.goal == "merge":
+            out = self.named["out"][0]
+            out.copy_(self.merged().to(out.dtype))
+        elif self.kernel.goal == "sums":
+            self.write_sums()
+        else:
+            self.write_table()
+
+    # what each model gives
+
+    def masked(self, i: int) -> torch.Tensor:
+        """The values of model i that the mask goes by and is put on: δ, or θ itself; float32."""
+        theta = self.models[i].to(torch.float32)
+        return theta if self.base is None or self.kernel.of_weights else theta - self.base
+
+    def kept(self, i: int) -> torch.Tensor:
+        """Model i's kept task vector, unweighted."""
+        value = self.masked(i)
+        keep = self.keeps(i, value)
+        if keep is not None:
+            value = torch.where(keep, value, 0.0)
+        if self.kernel.unbiased:
+            value = value / self.probability(i)
+        if self.kernel.of_weights and self.base is not None:
+            value = value * self.floats[F.RESCALE, i] - self.base
+        return value
+
+    def keeps(self, i: int, value: torch.Tensor) -> torch.Tensor | None:
+        """Which elements of model i are kept; None: all."""
+        kind = self.kernel.keep
+        if kind == "all":
+            return None
+        if kind == "bits":
+            return (self.named["bits"][0].to(self.kernel.word) & (1 << i)) != 0
+        if kind in ("random", "ranked"):
+            return self.drawn(i) <= self.limit(i)
+        size = value.abs()
+        keep = size >= self.floats[F.LIMIT, i]
+        return keep & (size < self.floats[F.OUTLIER, i]) if kind == "band" else keep
+
+    def drawn(self, i: int) -> torch.Tensor:
+        mixed = self.mixed
+        if not self.kernel.shared and i:
+            assert self.counter is not None
+            mixed = mix(self.counter, self.ints, i)
+        assert mixed is not None
+        return draw(mixed, self.ints, i)
+
+    def limit(self, i: int) -> torch.Tensor:
+        """The largest drawn integer that is kept.
+
+        By rank r it is LIMIT + r·STEP, in integers, which wrap around only on the way: a threshold
+        in floating point would leave its last bit to the device.
+        """
+        first = self.ints[I.LIMIT, i]
+        if self.kernel.keep != "ranked":
+            return first
+        rank = self.named["ranks"][i].to(torch.int32)
+        if self.kernel.ranks == "split":
+            rank = rank + (self.named["high"][i].to(torch.int32) << 8)
+        return first + rank * self.ints[I.STEP, i]
+
+    def probability(self, i: int) -> torch.Tensor:
+        """Of being kept, element by element."""
+        return (self.limit(i).to(torch.float32) + 2.0**31) * 2.0**-32
+
+    # what becomes of them
+
+    def merged(self) -> torch.Tensor:
+        parts = [self.kept(i) for i in range(self.kernel.models)]
+        if self.kernel.elect is None:
+            change = _total([p * self.floats[F.COEFFICIENT, i] for i, p in enumerate(parts)])
+        else:
+            change = self.elected(parts) * self.floats[F.SHARED, 0]
+        return change if self.base is None else self.base + change
+
+    def elected(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Σwδ over the models that agree with the elected sign (arXiv 2306.01708, section 3).
+
+        An element that is 0 agrees with neither sign. All terms are turned so that the elected sign
+        is +, which is exact: what agrees is then what is above 0.
+        """
+        weighted = [p * self.floats[F.COEFFICIENT, i] for i, p in enumerate(parts)]
+        voters = weighted if self.kernel.elect == "weighted" else list(parts)
+        total = _total(voters)
+        if self.kernel.elect == "weighted":
+            sign = torch.where(total >= 0, 1.0, -1.0)
+        else:
+            undecided = self.ints[I.SHARED, 0].to(torch.float32)
+            sign = torch.where(total == 0, undecided, torch.where(total > 0, 1.0, -1.0))
+        turned = [v * sign for v in voters]
+        if self.kernel.elect == "weighted":
+            change = _total([v.clamp_min(0.0) for v in turned])
+        else:
+            pairs = zip(turned, weighted, strict=True)
+            change = _total([torch.where(v > 0, t * sign, 0.0) for v, t in pairs])
+        if self.kernel.normalize:
+            divisor = _total(
+                [torch.where(v > 0, self.floats[F.WEIGHT, i], 0.0) for i, v in enumerate(turned)]
+            )
+            change = change / torch.where(divisor == 0, 1.0, divisor)
+        return change * sign
+
+    def write_sums(self) -> None:
+        sums, bits = [], []
+        for i in range(self.kernel.models):
+            value = self.masked(i)
+            keep = self.keeps(i, value)
+            size = value.abs() * self.floats[F.UNIT, i]
+            if keep is None:
+                keep = torch.ones_like(size, dtype=torch.bool)
+            sums.append(torch.where(keep, size, 0.0).to(torch.int64).sum())
+            bits.append(keep.to(self.kernel.word) << i)
+        union = bits[0]
+        for mine in bits[1:]:
+            union = union | mine
+        self.named["bits"][0].copy_(union.to(self.kernel.bits_type))
+        self.named["out"][0].copy_(torch.stack(sums))
+
+    def write_table(self) -> None:
+        # The 24 high bits as an exact float32, whose own bits are the logarithmic scale.
+        high = ((self.drawn(0) >> 8) + (1 << 23)).to(torch.float32)
+        place = (high.view(torch.int32) >> 13) - _LOWEST_BIN
+        self.named["out"][0].copy_(place.clamp_min(0).to(torch.int64))
+        size = self.masked(0).abs() * self.floats[F.UNIT, 0]
+        self.named["values"][0].copy_(size.to(torch.int64))
+
+
+def _total(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

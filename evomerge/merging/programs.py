@@ -1,0 +1,305 @@
+"""Running kernels: as they are, or compiled once on a machine and kept for all later runs.
+
+On a CPU a kernel is compiled ahead of time (AOTInductor) into a file of the user's cache, by a
+process of its own, so that neither the compiler's imports nor its memory stay in this one; loading
+it again takes milliseconds, and calling it microseconds. Compiled or not, the bits are the same, so
+that it is a matter of time alone: a kernel is compiled once that costs less than what is still
+computed without. On a CUDA device a kernel is always compiled (``torch.compile``, to Triton), whose
+multiplications and additions are fused: there the two would differ by roundings.
+
+``EVOMERGE_CACHE`` names another folder than ``~/.cache/evomerge`` for what is kept;
+``EVOMERGE_COMPILE`` set to ``never`` compiles nothing on a CPU, to ``always`` everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+
+from evomerge.merging import kernels
+from evomerge.merging.kernels import F, I, Kernel
+
+Program = Callable[[list[torch.Tensor]], object]
+
+WHOLE = 1 << 30
+"""Elements that a compiled kernel is given at most: indices are 32-bit integers."""
+
+TILE = 1 << 18
+"""Elements that are computed at a time without a compiler: their steps stay in the cache."""
+
+COMPILING = 15.0
+"""Seconds that compiling a kernel takes, about (5 to 9 seen, and the compiler's start)."""
+
+EAGER = 12e-9
+"""Seconds per element and model without a compiler, about; only for the first decision."""
+
+_TOO_LONG = 600  # seconds
+
+
+class Programs:
+    """Kernels ready to run on one device.
+
+    Args:
+        device: where the tensors are.
+        ahead: elements times models that are known to come, beyond what is run so far.
+    """
+
+    def __init__(self, device: torch.device, ahead: int = 0) -> None:
+        self._device = device
+        self._ready: dict[Kernel, Program | None] = {}
+        self._spent: dict[Kernel, float] = {}
+        self.ahead = ahead
+
+    def run(
+        self,
+        kernel: Kernel,
+        tensors: Sequence[torch.Tensor],
+        numel: int,
+        tables: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Run a kernel over ``numel`` elements, in as few pieces as it takes.
+
+        Args:
+            kernel: what to compute; no ``sums``, whose pieces must be added (``run_piece``).
+            tensors: in the kernel's order, without the two tables; of shape [numel].
+            numel: how many elements.
+            tables: from a piece's first element to its ``floats`` and ``ints``.
+        """
+        for start, stop in self.pieces(kernel, numel):
+            floats, ints = tables(start)
+            self.run_piece(kernel, [*(t[start:stop] for t in tensors), floats, ints])
+
+    def pieces(self, kernel: Kernel, numel: int) -> list[tuple[int, int]]:
+        """The pieces to run a kernel in, first element and the one after the last."""
+        step = TILE if self._program(kernel) is None else WHOLE
+        return [(start, min(start + step, numel)) for start in range(0, numel, step)]
+
+    def run_piece(self, kernel: Kernel, tensors: list[torch.Tensor]) -> None:
+        """Run a kernel over one piece: all that it reads and writes, the tables last."""
+        program = self._program(kernel)
+        # A compiled program is made for any length but these two.
+        if program is not None and tensors[0].shape[0] > 1:
+            program(tensors)
+            return
+        began = time.perf_counter()
+        with torch.no_grad():
+            kernels.run(kernel, tensors)
+        self._spent[kernel] = self._spent.get(kernel, 0.0) + time.perf_counter() - began
+
+    def _program(self, kernel: Kernel) -> Program | None:
+        """The compiled kernel; None where it is run as it is."""
+        known = self._ready.get(kernel)
+        if known is not None or (kernel in self._ready and not self._pays(kernel)):
+            return known
+        made = self._make(kernel)
+        self._ready[kernel] = made
+        return made
+
+    def _make(self, kernel: Kernel) -> Program | None:
+        if self._device.type != "cpu":
+            return _compiled_in_process(kernel)
+        if not torch.compiler.is_compiling() and _mode() != "never":
+            path = _path(kernel)
+            if not path.exists() and self._pays(kernel):
+                compile_into_cache(kernel)
+            if path.exists():
+                return _load(path)
+        return None
+
+    def _pays(self, kernel: Kernel) -> bool:
+        """Whether compiling costs less than what has been, and will be, computed without."""
+        if kernel in _FAILED or _mode() == "never":
+            return False
+        ahead = EAGER * self.ahead
+        return _mode() == "always" or self._spent.get(kernel, 0.0) + ahead > COMPILING
+
+
+def compile_into_cache(kernel: Kernel) -> bool:
+    """Compile a kernel for the CPU into the cache, unless it lies there; whether it does then.
+
+    Another process may be compiling the same: then this one does not wait, and goes on without.
+    """
+    path = _path(kernel)
+    lock = path.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _Lock(lock) as free:
+            if free and not path.exists():
+                _compile_in_process_of_its_own(kernel, path)
+    except (OSError, subprocess.SubprocessError) as problem:
+        _FAILED.add(kernel)
+        warnings.warn(
+            f"merging goes on without a compiler, which is slower: {_told(problem)}", stacklevel=2
+        )
+    return path.exists()
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    named = os.environ.get("EVOMERGE_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "evomerge"
+
+
+_FAILED: set[Kernel] = set()
+
+
+class _Lock:
+    """A lock file that is held or not, never waited for; the system frees it with its process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> bool:
+        import fcntl
+
+        self._file = self._path.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _mode() -> str:
+    return os.environ.get("EVOMERGE_COMPILE", "auto")
+
+
+def _told(problem: Exception) -> str:
+    if isinstance(problem, subprocess.CalledProcessError):
+        lines = [line for line in (problem.stderr or "").splitlines() if line.strip()]
+        return lines[-1] if lines else f"the compiler ended with {problem.returncode}"
+    return str(problem)
+
+
+def _path(kernel: Kernel) -> Path:
+    text = json.dumps([asdict(kernel), _machine()], sort_keys=True)
+    return cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.pt2"
+
+
+@lru_cache(maxsize=1)
+def _machine() -> list[str]:
+    """All else that a compiled kernel depends on."""
+    flags = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    source = Path(kernels.__file__).read_bytes()
+    digest = hashlib.sha256(source + flags.encode()).hexdigest()
+    return [digest, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability()]
+
+
+def _load(path: Path) -> Program:
+    """A kernel from the cache.
+
+    The loader's class is what ``torch._inductor.aoti_load_package`` wraps; that function imports
+    the whole compiler, which takes longer (2 s) than merging a small model.
+    """
+    try:
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        program: Program = loader.boxed_run
+        return program
+    except (AttributeError, TypeError):
+        public = torch._inductor.aoti_load_package(str(path))
+        return lambda tensors: public(tensors)
+
+
+def _compiled_in_process(kernel: Kernel) -> Program:
+    program = torch.compile(partial(kernels.run, kernel), dynamic=True, fullgraph=True)
+
+    def run(tensors: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            program(tensors)
+
+    return run
+
+
+def _compile_in_process_of_its_own(kernel: Kernel, path: Path) -> None:
+    partly = path.with_suffix(f".{os.getpid()}.part.pt2")
+    try:
+        subprocess.run(
+            [sys.executable, "-m", __name__, json.dumps(asdict(kernel)), str(partly)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_TOO_LONG,
+        )
+        partly.replace(path)
+    finally:
+        partly.unlink(missing_ok=True)
+
+
+class _Module(torch.nn.Module):
+    """A kernel as what torch exports."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self._kernel = kernel
+
+    def forward(self, tensors: list[torch.Tensor]) -> tuple[()]:
+        kernels.run(self._kernel, tensors)
+        return ()
+
+
+def example(kernel: Kernel, numel: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
+    """Tensors of the types and shapes that a kernel takes, without meaning."""
+    types = iter(kernel.dtypes)
+    made = {
+        "base": lambda: torch.zeros(numel, dtype=getattr(torch, str(kernel.base))),
+        "model": lambda: torch.zeros(numel, dtype=getattr(torch, next(types))),
+        "ranks": lambda: torch.zeros(
+            numel, dtype=torch.int32 if kernel.ranks == "int32" else torch.uint8
+        ),
+        "high": lambda: torch.zeros(numel, dtype=torch.uint8),
+        "bits": lambda: torch.zeros(numel, dtype=kernel.bits_type),
+        "out": lambda: _example_out(kernel, numel),
+        "values": lambda: torch.zeros(numel, dtype=torch.int64),
+        "floats": lambda: torch.zeros((len(F), max(kernel.models, 2)), dtype=torch.float32),
+        "ints": lambda: torch.zeros((len(I), max(kernel.models, 2)), dtype=torch.int32),
+    }
+    return [made[name]().to(device) for name in kernel.order()]
+
+
+def _example_out(kernel: Kernel, numel: int) -> torch.Tensor:
+    if kernel.goal == "sums":
+        return torch.zeros(kernel.models, dtype=torch.int64)
+    if kernel.goal == "table":
+        return torch.zeros(numel, dtype=torch.int64)
+    return torch.zeros(numel, dtype=getattr(torch, str(kernel.out)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compile one kernel: its fields as JSON, and the file to write."""
+    data = json.loads(arguments[0])
+    kernel = replace(
+        Kernel(**{field.name: data[field.name] for field in fields(Kernel)}),
+        dtypes=tuple(data["dtypes"]),
+    )
+    length = torch.export.Dim("length", min=2, max=WHOLE)
+    tensors = example(kernel, 4096)
+    shapes = [{0: length} if tensor.shape[:1] == (4096,) else None for tensor in tensors]
+    program = torch.export.export(_Module(kernel), (tensors,), dynamic_shapes=(shapes,))
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=arguments[1], inductor_configs={"cpp.dynamic_threads": True}
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
