@@ -146,7 +146,7 @@ class Revocabulated(Presented):
         self._rows, self._givers = rows, givers
         self._own_height, self._are_first = height_of(source), rows.are_first
         self._kept: dict[str, torch.Tensor] | None = {} if keep else None
-        self._shared: Shared | None = None
+        self._shared: list[Shared] = []
 
     @property
     def nbytes(self) -> int:
@@ -211,11 +211,10 @@ class Revocabulated(Presented):
         """A tensor in order, held as the model is."""
         residency = self._residency(name)
         if residency == "host" and CAN_SHARE:
-            if self._shared is None:
-                files = [path for one in self._involved() for path in one.like.weight_files]
-                how = self._rows.digest()
-                self._shared = Shared(files, self._ordered(), self._in_order, how)
-            return self._shared.view(name)
+            files = [path for one in self._involved() for path in one.like.weight_files]
+            # One for each tensor: a tied one's other name is asked for only by some recipes.
+            self._shared.append(Shared(files, [name], self._in_order, self._rows.digest()))
+            return self._shared[-1].view(name)
         made = self._in_order(name)
         return self._brought(made, name) if residency == "device" else made
 
