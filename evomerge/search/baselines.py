@@ -7,7 +7,7 @@ express is also a point of the search space, where CMA-ES can start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evomerge.recipe import METHODS, Recipe, write_recipes
@@ -33,11 +33,12 @@ def baselines(
         space: the search space.
         num_layers: of its models.
         one_vocabulary: whether the models' rows stand for the same tokens as they are. Else the
-            recipe of one model names the others too, at weight 0: what the merged vocabulary is
-            depends on all of them. A base that no recipe of the space names has no such recipe.
+            recipe of one model names the others too, at weight 0, in each of the stages: what the
+            merged vocabulary is depends on all of them. A base that no recipe of the space names
+            has no such recipe.
     """
     bases = _bases(space)
-    named = one_vocabulary or space.stages or bases[:1] == list(_participants(space))[:1]
+    named = one_vocabulary or (bases and _way(space, bases[0]) is not None)
     planned = [_alone(BASE, space, bases[0], num_layers, one_vocabulary)] if bases and named else []
     tuned = [model for _, stage in space.every_stage for model in stage.models]
     stored = [model for model in dict.fromkeys(tuned) if model in space.stored_models]
@@ -68,13 +69,27 @@ def _bases(space: SearchSpace) -> list[ModelReference]:
     return [model for model in named if model is not None and model in space.stored_models]
 
 
-def _participants(space: SearchSpace) -> tuple[ModelReference, ...]:
-    """The models that the recipes of a space of one stage name, in their order."""
-    named = space.base_model is not None and (
-        METHODS[space.methods[0]].takes_base or space.base_model in space.models
+def _participants(stage: Stage) -> tuple[ModelReference, ...]:
+    """The models that the recipes of a merge name, in their order."""
+    named = stage.base_model is not None and (
+        METHODS[stage.methods[0]].takes_base or stage.base_model in stage.models
     )
-    base = (space.base_model,) if space.base_model is not None and named else ()
-    return tuple(dict.fromkeys((*base, *space.models)))
+    base = (stage.base_model,) if stage.base_model is not None and named else ()
+    return tuple(dict.fromkeys((*base, *stage.models)))
+
+
+def _way(space: SearchSpace, model: ModelReference) -> dict[str, ModelReference] | None:
+    """What each merge on the way from a model to the space's result takes, by the merge's prefix.
+
+    None where the model has no part in it.
+    """
+    for prefix, stage in reversed(space.every_stage):
+        if model in _participants(stage):
+            if not prefix:
+                return {prefix: model}
+            further = _way(space, ModelReference(stage.name))
+            return None if further is None else {prefix: model, **further}
+    return None
 
 
 def _alone(
@@ -87,18 +102,34 @@ def _alone(
         genome = space.encode(num_layers, weights, **_WHOLE)
         if genome is not None:
             return PlannedBaseline(label, decode(space, genome, num_layers), genome)
-    listed = (model,) if one_vocabulary else _participants(space)
+    if one_vocabulary:
+        mappings = [_choice(space, model, (model,))]
+    else:
+        way = _way(space, model) or {}
+        mappings = []
+        for prefix, stage in space.every_stage:
+            members = _participants(stage)
+            name = {"name": stage.name} if prefix else {}
+            mappings.append({**name, **_choice(stage, way.get(prefix, members[0]), members)})
+    recipes = [Recipe.from_mapping(mapping, label) for mapping in mappings]
+    return PlannedBaseline(label, write_recipes(recipes), None)
+
+
+def _choice(
+    stage: Stage, chosen: ModelReference, members: Sequence[ModelReference]
+) -> dict[str, Any]:
+    """The recipe of a merge that gives one of its members as it is."""
     mapping: dict[str, Any] = {
         "merge_method": "linear",
         "models": [
-            {"model": one.as_data(), "parameters": {"weight": float(one == model)}}
-            for one in listed
+            {"model": one.as_data(), "parameters": {"weight": float(one == chosen)}}
+            for one in members
         ],
-        **_types(space),
+        **_types(stage),
     }
-    if len(listed) > 1 and space.base_model in listed and space.base_model is not None:
-        mapping["base_model"] = space.base_model.as_data()
-    return PlannedBaseline(label, Recipe.from_mapping(mapping, label).to_yaml(), None)
+    if len(members) > 1 and stage.base_model in members and stage.base_model is not None:
+        mapping["base_model"] = stage.base_model.as_data()
+    return mapping
 
 
 def _uniform(label: str, space: SearchSpace, method: str, num_layers: int) -> PlannedBaseline:
