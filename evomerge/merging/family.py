@@ -140,7 +140,7 @@ def _combine(
         out=name_of(out),
         keep=masked.keep,
         shared=masked.shared,
-        elect=(("plain" if plain else "weighted") if elects else None),
+        elect=(("given" if plain else "plus") if elects else None),
         normalize=elects and (spec.normalize or plain),
         of_weights=masked.of_weights,
         unbiased=masked.unbiased,

@@ -29,7 +29,8 @@ _FIRST = 0x7FEB352D
 BINS = (12 << 10) + 1
 """Bins of a ``table`` pass: 2¹⁰ for each halving of the density down to 2⁻¹², and one below."""
 
-_LOWEST_BIN = (139 << 10) - 1  # of the float32 bits of 2¹², without the 13 lowest
+FIRST_BIN = 139 << 10
+"""What a density in units of 2⁻²⁴, as float32 bits without the 13 lowest, is in the bin above 0."""
 
 Keep = Literal["all", "random", "ranked", "largest", "band", "bits"]
 
@@ -75,8 +76,8 @@ class Kernel:
         ranks: how ranks are stored, where they are read: ``int32``, ``uint8``, or ``split`` into
             two tensors of uint8, the low and the high byte (the compiler has no vectors of int16).
         shared: the models' masks are drawn for one tensor's name (not where slices move layers).
-        elect: only what agrees with the elected sign is summed; elected by ``weighted`` task
-            vectors or by themselves (``plain``, the TIES paper).
+        elect: only what agrees with the elected sign is summed; where the sum that elects is 0 the
+            sign is ``plus``, or a ``given`` one (the TIES paper).
         normalize: divide what was elected by the weights that agree.
         of_weights: the fine-tuned weights are masked, and not the task vectors.
         unbiased: divide each kept element by its own probability (DELLA's paper).
@@ -88,7 +89,7 @@ class Kernel:
     out: str | None
     keep: Keep = "all"
     shared: bool = True
-    elect: Literal["weighted", "plain"] | None = None
+    elect: Literal["plus", "given"] | None = None
     normalize: bool = False
     of_weights: bool = False
     unbiased: bool = False
@@ -253,20 +254,15 @@ class _Pass:
         An element that is 0 agrees with neither sign. All terms are turned so that the elected sign
         is +, which is exact: what agrees is then what is above 0.
         """
-        weighted = [p * self.floats[F.COEFFICIENT, i] for i, p in enumerate(parts)]
-        voters = weighted if self.kernel.elect == "weighted" else list(parts)
-        total = _total(voters)
-        if self.kernel.elect == "weighted":
+        terms = [p * self.floats[F.COEFFICIENT, i] for i, p in enumerate(parts)]
+        total = _total(terms)
+        if self.kernel.elect == "plus":
             sign = torch.where(total >= 0, 1.0, -1.0)
         else:
             undecided = self.ints[I.SHARED, 0].to(torch.float32)
             sign = torch.where(total == 0, undecided, torch.where(total > 0, 1.0, -1.0))
-        turned = [v * sign for v in voters]
-        if self.kernel.elect == "weighted":
-            change = _total([v.clamp_min(0.0) for v in turned])
-        else:
-            pairs = zip(turned, weighted, strict=True)
-            change = _total([torch.where(v > 0, t * sign, 0.0) for v, t in pairs])
+        turned = [term * sign for term in terms]
+        change = _total([term.clamp_min(0.0) for term in turned])
         if self.kernel.normalize:
             divisor = _total(
                 [torch.where(v > 0, self.floats[F.WEIGHT, i], 0.0) for i, v in enumerate(turned)]
@@ -293,7 +289,7 @@ class _Pass:
     def write_table(self) -> None:
         # The 24 high bits as an exact float32, whose own bits are the logarithmic scale.
         high = ((self.drawn(0) >> 8) + (1 << 23)).to(torch.float32)
-        place = (high.view(torch.int32) >> 13) - _LOWEST_BIN
+        place = (high.view(torch.int32) >> 13) - (FIRST_BIN - 1)
         self.named["out"][0].copy_(place.clamp_min(0).to(torch.int64))
         size = self.masked(0).abs() * self.floats[F.UNIT, 0]
         self.named["values"][0].copy_(size.to(torch.int64))

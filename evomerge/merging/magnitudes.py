@@ -63,9 +63,10 @@ class Magnitudes:
         self._sizes, self._numel = sizes, numel
         self._step = max(-(-numel // _STRETCHES), _SHORTEST)
         found = self._counted()
-        self.sparse = sum(len(values) for values, _ in found) * _SPARSE <= numel * len(found)
+        self.sparse = sum(len(values) for values, _ in found) * 2 <= numel
         if self.sparse:
             self._join(found)
+            self.sparse = len(self._values) * _SPARSE <= numel
 
     @property
     def nbytes(self) -> int:

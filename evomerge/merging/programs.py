@@ -86,6 +86,10 @@ class Programs:
         step = TILE if self._program(kernel) is None else WHOLE
         return [(start, min(start + step, numel)) for start in range(0, numel, step)]
 
+    def compiled(self, kernel: Kernel) -> bool:
+        """Whether a kernel runs compiled."""
+        return self._program(kernel) is not None
+
     def run_piece(self, kernel: Kernel, tensors: list[torch.Tensor]) -> None:
         """Run a kernel over one piece: all that it reads and writes, the tables last."""
         program = self._program(kernel)
@@ -115,7 +119,7 @@ class Programs:
             if not path.exists() and self._pays(kernel):
                 compile_into_cache(kernel)
             if path.exists():
-                return _load(path)
+                return _load(kernel, path)
         return None
 
     def _pays(self, kernel: Kernel) -> bool:
@@ -206,8 +210,8 @@ def _machine() -> list[str]:
     return [digest, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability()]
 
 
-def _load(path: Path) -> Program:
-    """A kernel from the cache.
+def _load(kernel: Kernel, path: Path) -> Program | None:
+    """A kernel from the cache; None if its file is damaged, which is then deleted.
 
     The loader's class is what ``torch._inductor.aoti_load_package`` wraps; that function imports
     the whole compiler, which takes longer (2 s) than merging a small model.
@@ -219,6 +223,12 @@ def _load(path: Path) -> Program:
     except (AttributeError, TypeError):
         public = torch._inductor.aoti_load_package(str(path))
         return lambda tensors: public(tensors)
+    except RuntimeError as problem:
+        _FAILED.add(kernel)
+        path.unlink(missing_ok=True)
+        told = str(problem).splitlines()[0]
+        warnings.warn(f"{path}: deleted, it cannot be loaded: {told}", stacklevel=2)
+        return None
 
 
 def _compiled_in_process(kernel: Kernel) -> Program:

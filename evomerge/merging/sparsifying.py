@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from evomerge.merging import ranks as ranking
-from evomerge.merging.kernels import BINS, F, I, Keep, Kernel
+from evomerge.merging.kernels import BINS, FIRST_BIN, F, I, Keep, Kernel
 from evomerge.merging.magnitudes import ALL, NONE, Largest, Magnitudes, select
 from evomerge.merging.masks import (
     Stream,
@@ -203,20 +203,36 @@ class _Sparsifier:
         return self.rescaled(found)
 
     def summed(self, part: Part) -> tuple[float, float] | None:
-        """Σ|δ| and the kept Σ|δ| at any density, once the elements are binned; None if they aren't.
+        """Σ|δ| and the kept Σ|δ|, looked up; None where that is not worth it.
 
-        The bins are the densities that masks are drawn at, so that the sums are exact.
+        The bins of a large tensor are the densities that masks are drawn at, so that the sums are
+        exact; a small one's elements are put in the order in which they are kept.
         """
         if part.density >= 1:
             return 1.0, 1.0
-        room = self.memory.has_room(8 * BINS)
-        if self.numel < 4 * BINS or threshold(part.density) < 1 << 12 or not room:
+        if not self.memory.remembers or not self.memory.has_room(12 * BINS):
+            return None
+        unit = part.unit(self.memory)
+        if self.numel < BINS:
+            order = self.memory.large(
+                ("order", part.stream, *part.key), partial(self.ordered, part)
+            )
+            count = int(torch.searchsorted(order.drawn, limit(part.density), right=True))
+            return float(order.sums[-1]) / unit, float(order.sums[count]) / unit
+        if threshold(part.density) < 1 << 12:
             return None
         sums = self.memory.large(("table", part.stream, *part.key), partial(self.binned, part))
-        high = torch.tensor(float(threshold(part.density)))
-        place = (int(high.view(torch.int32)) >> 13) - (139 << 10) + 1
-        unit = part.unit(self.memory)
-        return float(sums[-1]) / unit, float(sums[place - 1]) / unit
+        place = int(torch.tensor(float(threshold(part.density))).view(torch.int32)) >> 13
+        return float(sums[-1]) / unit, float(sums[place - FIRST_BIN]) / unit
+
+    def ordered(self, part: Part) -> _Order:
+        """The elements by the numbers drawn for them, and Σ|δ| of the first 0, 1, … of them."""
+        drawn = uniform_bits(part.stream, 0, self.numel, self.device)
+        size = part.masked.sizes(0, self.numel) * part.unit(self.memory)
+        ascending, order = drawn.sort()
+        sums = torch.zeros(self.numel + 1, dtype=torch.int64, device=self.device)
+        sums[1:] = size.to(torch.int64)[order].cumsum(0)
+        return _Order(ascending, sums)
 
     def binned(self, part: Part) -> torch.Tensor:
         """Σ|δ| of the elements up to each bin; int64, shape [BINS]."""
@@ -387,6 +403,16 @@ class _Sparsifier:
 
 def _from(tables: Tables, start: int, at: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tables.at(start + at)
+
+
+@dataclass(frozen=True)
+class _Order:
+    drawn: torch.Tensor
+    sums: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.drawn.nbytes + self.sums.nbytes
 
 
 @dataclass(frozen=True)

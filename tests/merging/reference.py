@@ -80,6 +80,8 @@ def sparsified(spec: TensorMerge, part: Contribution, delta: Tensor) -> Tensor:
         return delta
     if sparsifier == "magnitude":
         keep = largest(delta, part.density)
+    elif sparsifier == "outliers":
+        keep = middle(delta, part.density, part.gamma)
     else:
         u = uniform(spec.mask_seed, part.label, part.tensor, delta.numel()).to(torch.float64)
         keep = u.reshape(delta.shape) < probabilities(sparsifier, delta, part)
@@ -96,6 +98,17 @@ def largest(delta: Tensor, density: float) -> Tensor:
     order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
     keep = torch.zeros(len(sizes), dtype=torch.bool)
     keep[order[: max(1, int(density * len(sizes)))]] = True
+    return keep.reshape(delta.shape)
+
+
+def middle(delta: Tensor, density: float, gamma: float) -> Tensor:
+    """⌊d·n⌋ elements below the ⌊γ·n⌋ largest, or below fewer where the two are more than n."""
+    sizes = delta.abs().reshape(-1).tolist()
+    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    kept = int(density * len(sizes))
+    first = min(int(gamma * len(sizes)), len(sizes) - kept)
+    keep = torch.zeros(len(sizes), dtype=torch.bool)
+    keep[order[first : first + kept]] = True
     return keep.reshape(delta.shape)
 
 

@@ -38,9 +38,14 @@ def tied_at_threshold(engine: MergeEngine, recipe: Recipe) -> dict[str, torch.Te
         for part in spec.contributions:
             size = (held[part.model][part.tensor].float() - base).abs()
             count = max(1, int(part.density * size.numel()))
-            limit = size.reshape(-1).sort(descending=True).values[count - 1]
-            if part.density < 1 and int((size == limit).sum()) > 1:
-                found[spec.name] |= size == limit
+            ends = [count]
+            if METHODS[recipe.merge_method].sparsifier == "outliers":
+                first = min(int(part.gamma * size.numel()), size.numel() - count)
+                ends = [first, first + count] if first else [count]
+            for end in ends:
+                limit = size.reshape(-1).sort(descending=True).values[end - 1]
+                if part.density < 1 and int((size == limit).sum()) > 1:
+                    found[spec.name] |= size == limit
     return found
 
 
@@ -62,7 +67,7 @@ def agree(family: Family, text: str, out: Path, *, roundings: float = 8.0) -> Te
         unit = torch.finfo(tensor.dtype).eps
         largest = float(theirs[name].float().abs().max())
         wrong = (tensor.float() - theirs[name].float()).abs() > roundings * unit * largest
-        if METHODS[recipe.merge_method].sparsifier == "magnitude":
+        if METHODS[recipe.merge_method].sparsifier in ("magnitude", "outliers"):
             wrong &= ~tied[name]
         assert not wrong.any(), f"{name}: {int(wrong.sum())} of {wrong.numel()}"
     return theirs

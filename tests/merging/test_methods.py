@@ -70,7 +70,7 @@ def specs(draw: st.DrawFn) -> TensorMerge:
         tiny = st.sampled_from([1.0, 0.999, 1e-3, 1e-9])
         density = tuple(draw(st.one_of(st.floats(0.01, 1), tiny)) for _ in weights)
     normalize = draw(st.booleans()) and (METHODS[method].needs_base or sum(weights) != 0)
-    return spec_of(
+    spec = spec_of(
         method,
         weights,
         density=density,
@@ -82,6 +82,11 @@ def specs(draw: st.DrawFn) -> TensorMerge:
         else 1.0,
         mask_seed=draw(st.integers(0, 5)),
     )
+    if METHODS[method].sparsifier != "outliers":
+        return spec
+    gammas = [draw(st.sampled_from([0.0, 0.01, 0.2, 0.9])) for _ in weights]
+    parts = (replace(part, gamma=g) for part, g in zip(spec.contributions, gammas, strict=True))
+    return replace(spec, contributions=tuple(parts))
 
 
 @settings(max_examples=1500, deadline=None)

@@ -20,8 +20,9 @@ WEIGHTS = (0.5, -0.25, 1.0)
 
 def spec_of(method: str, density: float = 0.4, epsilon: float = 0.125) -> TensorMerge:
     known = METHODS[method]
+    gamma = 0.1 if known.sparsifier == "outliers" else 0.0
     parts = tuple(
-        Contribution(ModelReference(f"m{i}"), f"m{i}", "w", weight, density, epsilon)
+        Contribution(ModelReference(f"m{i}"), f"m{i}", "w", weight, density, epsilon, gamma)
         for i, weight in enumerate(WEIGHTS)
     )
     base = (ModelReference("base"), "w") if known.needs_base else None
