@@ -13,7 +13,7 @@ from copy import copy
 import torch
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.errors import Fault, RecipeError, TrialError
+from evomerge.errors import TrialError
 from evomerge.merging.dtypes import dtype_of
 from evomerge.merging.holding import Model, hold, open_models
 from evomerge.merging.inputs import Inputs
@@ -104,14 +104,11 @@ class MergeEngine:
         Raises:
             RecipeError: a model is among neither.
         """
-        models, plain = recipe.models_named, self._presentation.plain
-        strangers = [one for one in models if one not in results and one not in plain]
-        if strangers:
-            raise RecipeError(Fault(str(one), "is not among the models held") for one in strangers)
+        self._presentation.check_held(recipe, results)
+        there = {**self._presentation.plain, **results}
+        sources = {model: there[model] for model in recipe.models_named}
+        keep = self._memory is not None and not any(model in results for model in sources)
         other = copy(self)
-        passing = any(one in results for one in models)
-        sources = {one: results.get(one) or plain[one] for one in models}
-        keep = self._memory is not None and not passing
         other._presentation = Presentation(sources, recipe, resident=keep, target=target)
         other._begin(remember=keep)
         return other

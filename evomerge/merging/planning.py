@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from evomerge.checkpoints import (
@@ -55,7 +55,7 @@ class Presentation:
     ) -> None:
         self.plain = dict(sources)
         if recipe is not None:
-            self._check_held(recipe)
+            self.check_held(recipe)
         merged = _merged(recipe) if recipe is not None else set(sources)
         self._headed, notes = with_heads(sources, [one for one in sources if one in merged])
         self.target = target or self._plan(recipe, notes)
@@ -83,7 +83,7 @@ class Presentation:
             RecipeError: it names models that are not held.
             CheckpointError, RecipeError: see :func:`plan_vocabulary`.
         """
-        self._check_held(recipe)
+        self.check_held(recipe)
         if key_of(recipe) not in self._fitting:
             wanted = plan_vocabulary(recipe, self._headed)
             if not wanted.agrees(self.target, recipe.models_named):
@@ -105,10 +105,16 @@ class Presentation:
             )
             raise RecipeError([Fault(recipe.place, problem)])
 
-    def _check_held(self, recipe: Recipe) -> None:
-        strangers = [model for model in recipe.models_named if model not in self.plain]
+    def check_held(self, recipe: Recipe, others: Collection[ModelReference] = ()) -> None:
+        """Refuse a recipe of models that are neither held nor among others, as stages' results.
+
+        Raises:
+            RecipeError: it names one.
+        """
+        there = dict.fromkeys((*self.plain, *others))
+        strangers = [model for model in recipe.models_named if model not in there]
         if strangers:
-            held = ", ".join(str(reference) for reference in self.plain)
+            held = ", ".join(str(reference) for reference in there)
             raise RecipeError(
                 Fault(recipe.place, f"{model} is not among the models held: {held}")
                 for model in strangers
