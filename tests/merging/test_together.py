@@ -13,7 +13,7 @@ import yaml
 
 from evomerge.checkpoints import Checkpoint
 from evomerge.checkpoints.sharing import scratch_folder
-from evomerge.merging import MergeEngine, StagedEngine, write_merge
+from evomerge.merging import MergeEngine, StagedEngine, devices_of, write_merge
 from evomerge.recipe import Recipe, read_recipes
 from tests.merging.kinds import write_kind
 from tests.merging.speakers import EMBEDDING, WORDS, blend, speaker
@@ -80,6 +80,20 @@ def test_a_fused_mixture_is_merged_wherever_it_is_held(
     del engine
     gc.collect()
     assert not [*scratch.iterdir()]
+
+
+def test_a_fused_mixture_goes_where_its_live_parts_lie(mixtures: Family) -> None:
+    """As a model over several GPUs says it: loading changes its names."""
+    like = Checkpoint.open(str(mixtures.base))
+    live = like.load_model()
+    places = devices_of(live, like)
+    assert set(places) >= set(like.names) | set(dict(live.named_parameters()))
+    engine = MergeEngine(like, [str(path) for path in mixtures.tuned], device=places)
+    recipe = recipe_of(mixtures, "ties")
+    engine.merge_into(live, recipe)
+    plain = MergeEngine(like, [str(path) for path in mixtures.tuned])
+    again = live_of(plain, mixtures.base, recipe)
+    same_bits(dict(live.named_parameters()), dict(again.named_parameters()))
 
 
 def test_stages_of_mixtures_that_are_stored_otherwise(mixtures: Family, tmp_path: Path) -> None:
