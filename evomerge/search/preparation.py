@@ -113,9 +113,11 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     if genes:
         faults.gather(_resolves, space, genes, base)
         plan = replace(plan, vocabulary_of=faults.gather(_middle, space, genes, base))
-    target = faults.gather(_target, plan)
+    targets = faults.gather(_targets, plan)
     faults.check()
-    alike = not target.rows and space.tokenizer_source is None
+    target = targets[-1]
+    sources = [stage.tokenizer_source for _, stage in space.every_stage]
+    alike = not any(one.rows for one in targets) and not any(sources)
     planned = baselines(space, base.num_layers, one_vocabulary=alike) if genes else []
     notes: list[str] = list(target.notes)
     notes += _left_out(space, planned)
@@ -254,10 +256,13 @@ def _middle(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> str:
     return decode(space, middle, base.num_layers)
 
 
-def _target(plan: EvaluatorPlan) -> Target:
-    """The merged models' vocabulary, planned from the models' files alone."""
+def _targets(plan: EvaluatorPlan) -> list[Target]:
+    """The vocabularies of the merged models, stage by stage, planned from the files alone."""
     recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
-    return staged_engine_of(plan, recipes, resident=False).target_of(recipes)
+    engine = staged_engine_of(plan, recipes, resident=False)
+    if recipes is None:
+        return [engine.target_of(None)]
+    return [engine.target_of(recipes[: number + 1]) for number in range(len(recipes))]
 
 
 def _left_out(space: SearchSpace, planned: Sequence[PlannedBaseline]) -> list[str]:

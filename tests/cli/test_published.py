@@ -144,3 +144,28 @@ def test_a_second_stage_in_the_union_of_the_vocabularies(
         for name, tensor in live[0].state_dict().items()
     }
     same_bits(rows, {name: one.to(torch.bfloat16) for name, one in alone.items()}, sorted(alone))
+
+
+def test_a_first_stage_of_a_larger_vocabulary(world: World) -> None:
+    """The base and each of the models are baselines in the vocabulary of the stages."""
+    documents = list(yaml.safe_load_all((SPACES / "wizardmath-neural-chat.yaml").read_text()))
+    documents[0] |= {"models": [HERMES]}
+    own = {key: SPACE[key] for key in ("include_path", "tasks", "holdout", "search")}
+    documents[1] |= {"models": ["wizardmath-dare", "aaditya/Llama3-OpenBioLLM-8B"], **own}
+    world.write("first.yaml", yaml.safe_dump_all(documents, sort_keys=False))
+    result = run("search", "first.yaml", "--trials", 4)
+    assert result.exit_code == 0, result.stderr
+    assert "failed" not in result.stderr
+    assert "rows 72 … 73 are left out" in told(result)
+    found = {trial[2]: trial[7] for trial in trials(world.study("first"))}
+    assert list(found) == [
+        *("base", "only Hermes-2-Pro-Llama-3-8B", "only Llama3-OpenBioLLM-8B", "uniform")
+    ]
+    for label, model in (
+        ("only Llama3-OpenBioLLM-8B", "most"),
+        ("only Hermes-2-Pro-Llama-3-8B", "add"),
+    ):
+        space = world.space(model, models=[f"quickstart/models/{model}"], dtype="bfloat16")
+        assert run("search", space, "--trials", 2).exit_code == 0
+        alone = {trial[2]: trial[7] for trial in trials(world.study(model))}
+        assert found[label] == alone[f"only {model}"]
