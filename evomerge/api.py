@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.arguments import (
+    begun_fingerprints,
     check_device,
     model_or_stages,
     read_recipes,
@@ -118,18 +119,21 @@ def merge(
     Warns:
         EvomergeWarning: mergekit's own command would make another model of the recipe.
     """
-    from evomerge.merging import write_merge
-
-    check_device(device)
     recipes = read_recipes(recipe)
-    tell_beyond_mergekit(recipes)
-    return write_merge(
-        recipes,
-        Path(out),
-        trust_remote_code=trust_remote_code,
-        max_shard_bytes=max_shard_bytes,
-        device=device,
-    )
+    with begun_fingerprints(recipes) as fingerprints:
+        # Only now: the import of torch and the sums of the files go on side by side.
+        from evomerge.merging import write_merge
+
+        check_device(device)
+        tell_beyond_mergekit(recipes)
+        return write_merge(
+            recipes,
+            Path(out),
+            trust_remote_code=trust_remote_code,
+            max_shard_bytes=max_shard_bytes,
+            device=device,
+            fingerprints=fingerprints,
+        )
 
 
 def search(
@@ -144,7 +148,7 @@ def search(
     ray_address: str | None = None,
     include_path: Sequence[Path] = (),
     fresh: bool = False,
-    resources: Mapping[str, float | None] | None = None,
+    resources: Mapping[str, float | str | None] | None = None,
     observer: Observer | None = None,
     announce: Callable[[Preparation, StudyReport], None] | None = None,
 ) -> SearchResult:
@@ -161,17 +165,19 @@ def search(
         ray_address: of a running Ray cluster.
         include_path: further folders of task definitions.
         fresh: begin anew; an earlier study of that name is set aside, not deleted.
-        resources: ``cpus`` and ``gpus`` of each worker, instead of the space's.
+        resources: ``cpus``, ``gpus`` and ``residency`` of each worker, instead of the space's.
         observer: is told of each finished trial.
         announce: is called once everything is checked, before the first trial.
 
     Raises:
         EvomergeError: see the rooms'.
     """
+    from evomerge.checkpoints.sharing import sweep
     from evomerge.report import StudyFiles, StudyReport
     from evomerge.search.loop import Budget
     from evomerge.search.opening import open_for_search, set_aside, study_folder
     from evomerge.search.preparation import prepare, with_resources, worker_resources
+    from evomerge.search.residence import with_residency
     from evomerge.search.session import Session
     from evomerge.search.workers import RayPool
 
@@ -180,6 +186,8 @@ def search(
     folder = study_folder(name)
     prepared = prepare(space)
     share = worker_resources(space, workers)
+    if ray_address is None:  # else each worker plans for the machine that it is on
+        prepared = with_residency(prepared, share)
     with folder.lock():
         if fresh:
             set_aside(folder, name, storage)
@@ -198,7 +206,10 @@ def search(
         def pool() -> RayPool:
             return RayPool(with_resources(prepared.plan, share), share, address=ray_address)
 
-        outcome = Session(prepared, store, pool, Budget(trials, timeout), observed).run()
+        try:
+            outcome = Session(prepared, store, pool, Budget(trials, timeout), observed).run()
+        finally:
+            sweep()  # what the workers shared; they may have been killed
         files.finish(outcome.progress)
     return SearchResult(StudyReport(store), folder.path, outcome)
 
@@ -282,3 +293,15 @@ def estimate_search(
         threads=plan.threads or 1,
     )
     return limits, count
+
+
+def plan_search(prepared: Preparation, *, workers: int | None = None) -> Preparation:
+    """The same, with where the workers will hold the models.
+
+    Raises:
+        InputError: they fit nowhere, or not where the space wants them.
+    """
+    from evomerge.search.preparation import worker_resources
+    from evomerge.search.residence import with_residency
+
+    return with_residency(prepared, worker_resources(prepared.space, workers))

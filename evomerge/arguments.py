@@ -13,6 +13,7 @@ from evomerge.errors import CheckpointError, EvomergeWarning, Fault, InputError,
 from evomerge.references import ModelReference
 
 if TYPE_CHECKING:
+    from evomerge.checkpoints import Fingerprints
     from evomerge.recipe import Recipe
     from evomerge.space import SearchSpace
 
@@ -24,7 +25,7 @@ def read_space(
     space: SearchSpace | str | Path,
     include_path: Sequence[Path] = (),
     seed: int | None = None,
-    resources: Mapping[str, float | None] | None = None,
+    resources: Mapping[str, float | str | None] | None = None,
 ) -> SearchSpace:
     """A space, read if it is a file, with what the caller says instead of it."""
     from evomerge.space import load_space
@@ -105,6 +106,19 @@ def tell_beyond_mergekit(recipes: Sequence[Recipe]) -> None:
             EvomergeWarning,
             stacklevel=3,
         )
+
+
+def begun_fingerprints(recipes: Sequence[Recipe]) -> Fingerprints:
+    """The sums of the files of a recipe's local models, begun as early as can be."""
+    from evomerge.checkpoints import Fingerprints
+    from evomerge.checkpoints.files import local_files
+
+    fingerprints = Fingerprints()
+    for model in dict.fromkeys(model for recipe in recipes for model in recipe.models_named):
+        files = local_files(model.path, model.lora)
+        if files is not None:
+            fingerprints.begin(files)
+    return fingerprints
 
 
 def write_new(path: Path, text: str) -> None:

@@ -10,13 +10,15 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from evomerge.checkpoints.files import adapter_file, read_json
 from evomerge.checkpoints.folders import ADAPTER_CONFIG
-from evomerge.checkpoints.weights import Entry, WeightFiles, read_json
+from evomerge.checkpoints.weights import Entry, WeightFiles
 from evomerge.errors import CheckpointError, Fault
 
 _PREFIX = "base_model.model."
@@ -33,6 +35,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "lora_ga_config": (None,),
     "arrow_config": (None,),
 }
+_ADVICE = "merge the adapter into the model (merge_and_unload) and save that"
 # The others start by changing the base model's weights, so that W is not what the base stores.
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -54,6 +57,8 @@ class Adapter:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``).
         base: the tensors of the model that it is for.
         shared: gives the stored tensor that one which is not stored shares its values with.
+        loaded: gives by the names of the loaded model's parameters the stored tensors that they
+            are, None for one that is stored in several tensors or as a part of one.
 
     Raises:
         CheckpointError: it is no LoRA adapter, or does not fit the model, or needs what is not
@@ -65,12 +70,14 @@ class Adapter:
         folder: Path,
         base: Mapping[str, Entry],
         shared: Callable[[str], str | None],
+        loaded: Callable[[], Mapping[str, str | None]],
     ) -> None:
         self.folder = folder
         self.config = read_json(folder / ADAPTER_CONFIG)
         _check_config(self.config, folder)
-        self.weights = WeightFiles([_weights_file(folder)])
+        self.weights = WeightFiles([adapter_file(folder)])
         self._fan_in_fan_out = bool(self.config.get("fan_in_fan_out"))
+        self._loaded = cache(loaded)
         self._targets = self._read_targets(base, shared)
         self._check_shapes(base)
 
@@ -78,6 +85,11 @@ class Adapter:
     def names(self) -> tuple[str, ...]:
         """The model's tensors that it changes."""
         return tuple(sorted(self._targets))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it is read from."""
+        return (*self.weights.files, self.folder / ADAPTER_CONFIG)
 
     def entry(self, name: str, entry: Entry) -> Entry:
         """A tensor's shape and type after the adapter: it may bring an embedding of its own."""
@@ -119,7 +131,7 @@ class Adapter:
         faults = []
         for own in self.weights.entries:
             wanted, part = _meaning(own.removeprefix(_PREFIX))
-            name = _counterpart(wanted, base)
+            name = self._stored_name(wanted, base)
             if name is None:
                 faults.append(self._stray(own, wanted, shared(wanted)))
                 continue
@@ -140,7 +152,17 @@ class Adapter:
         if shared is not None:
             why = "changes the output head alone, which the model shares with its embeddings"
             return Fault(place, f"{why}; such an adapter is not supported")
+        if wanted in self._loaded():
+            why = "which is stored in another cut, in several tensors or as a part of one"
+            return Fault(place, f"belongs to {wanted}, {why}; {_ADVICE}")
         return Fault(place, f"belongs to {wanted}, which the model does not have")
+
+    def _stored_name(self, wanted: str, base: Mapping[str, Entry]) -> str | None:
+        """The stored name of a parameter that the adapter was trained on."""
+        if wanted in base:
+            return wanted
+        loaded = self._loaded()
+        return loaded[wanted] if wanted in loaded else _counterpart(wanted, base)
 
     def _scale(self, name: str, target: _Target, targets: Mapping[str, _Target]) -> float:
         module = name.rpartition(".")[0]
@@ -197,21 +219,14 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
         faults.append(Fault(f"{place}: peft_type", f"{kind!r} is not supported; LORA is"))
     for key, plain in _UNSUPPORTED.items():
         if config.get(key) not in plain:
-            faults.append(Fault(f"{place}: {key}", f"{config[key]!r} is not supported"))
+            problem = f"{config[key]!r} is not supported; {_ADVICE}"
+            faults.append(Fault(f"{place}: {key}", problem))
     init = config.get("init_lora_weights", True)
     if init not in _INITS:
         problem = f"{init!r} changes the base model's weights; save it converted to a plain LoRA"
         faults.append(Fault(f"{place}: init_lora_weights", problem))
     if faults:
         raise CheckpointError(faults)
-
-
-def _weights_file(folder: Path) -> Path:
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    problem = "holds no adapter_model.safetensors"
-    raise CheckpointError([Fault(str(folder), problem)])
 
 
 def _meaning(own: str) -> tuple[str, str | None]:
@@ -229,7 +244,5 @@ def _meaning(own: str) -> tuple[str, str | None]:
 
 def _counterpart(wanted: str, base: Mapping[str, Entry]) -> str | None:
     """The stored name of a live model's tensor: a prefix may have come or gone."""
-    if wanted in base:
-        return wanted
     found = [name for name in base if name.endswith(f".{wanted}") or wanted.endswith(f".{name}")]
     return found[0] if len(found) == 1 else None

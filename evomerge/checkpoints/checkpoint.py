@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evomerge.checkpoints.configuration import layer_count, text_section
-from evomerge.checkpoints.folders import ADAPTER_CONFIG, CONFIG, locate
+from evomerge.checkpoints.aligning import align
+from evomerge.checkpoints.configuration import counted_layers, read_config, text_section
+from evomerge.checkpoints.fingerprints import sha256_of
+from evomerge.checkpoints.folders import locate, parsed
 from evomerge.checkpoints.living import (
+    empty_model,
+    has_tied_head,
     load_config,
     load_model,
     load_model_from,
     load_tokenizer,
 )
+from evomerge.checkpoints.placing import Placements, Shapes, check_loaded, placements
 from evomerge.checkpoints.stored import StoredTensors
-from evomerge.checkpoints.tying import input_embedding
+from evomerge.checkpoints.structure import Structure, find_structure, structure_by_names
+from evomerge.checkpoints.tokens import TokenTable
+from evomerge.checkpoints.tying import input_embedding, token_tensors
 from evomerge.checkpoints.vocabulary import Vocabulary, read_vocabulary, vocabulary_file
 from evomerge.checkpoints.weights import (
     Entry,
     commonest_float,
     find_weights,
-    read_json,
 )
 from evomerge.errors import CheckpointError, Fault
 from evomerge.references import ModelReference
-
-_BLOCK = 1 << 22
 
 
 class Checkpoint:
@@ -55,9 +57,10 @@ class Checkpoint:
         self.reference = reference
         self.folder = folder
         self.trust_remote_code = trust_remote_code
-        self.config = _read_config(folder, reference)
+        self.config = read_config(folder, reference)
         self._fingerprint: str | None = None
-        self._stored = StoredTensors(find_weights(folder), self._has_tied_head, adapter_folder)
+        weights = find_weights(folder)
+        self._stored = StoredTensors(weights, self._has_tied_head, adapter_folder, self._place)
         if adapter_folder is not None and "vocab_size" in self.config:
             self.config["vocab_size"] = self.vocab_size
 
@@ -76,7 +79,7 @@ class Checkpoint:
             CheckpointError: it cannot be found or read, is quantised, or its adapter is not
                 supported or does not fit.
         """
-        model = _parsed(reference)
+        model = parsed(reference)
         folder = locate(model.path, model.revision, trust_remote_code=trust_remote_code)
         adapter = locate(model.lora, model.lora_revision) if model.lora else None
         return cls(model, folder, adapter, trust_remote_code=trust_remote_code)
@@ -105,21 +108,50 @@ class Checkpoint:
         """A tensor's stored type."""
         return self._entry(name).dtype
 
-    def tensor(self, name: str, *, check: bool = False) -> torch.Tensor:
+    def tensor(self, name: str, *, check: bool = False, mapped: bool = False) -> torch.Tensor:
         """A tensor, on the CPU, in its stored type and in memory of its own.
 
         Args:
             name: one of ``names``, or a tied tensor's other name.
             check: refuse NaN and infinity.
+            mapped: where it is stored as it is, give it as a map of its file, which costs no
+                memory and no copy. It is not to be written to, and shows what happens to the file.
 
         Raises:
             CheckpointError: there is no such tensor, or it holds NaN or infinity.
         """
         stored = self._require(name)
-        tensor = self._stored.read(stored)
+        tensor = self._stored.read(stored, keep=not mapped)
         if check:
-            self._check_finite(stored, tensor)
+            self._stored.check_finite(stored, tensor, f"{self.reference}: {stored}")
         return tensor
+
+    def share(self) -> None:
+        """Have ``mapped`` tensors cost one copy for all processes of a machine, computed ones too.
+
+        What an adapter or ``aligned`` changes is computed by the first process, into a scratch file
+        among the temporary files that the last one removes.
+
+        Raises:
+            CheckpointError: there is no room for it.
+        """
+        self._stored.share()
+
+    def aligned(self, first: Checkpoint) -> Checkpoint:
+        """This model, its tensors by the names that another model of its kind stores them under.
+
+        Tensors with no counterpart in ``first`` keep their own names.
+        """
+        shapes = self._stored.shapes
+        if shapes == first._stored.shapes:
+            return self
+        wanted, model = first._place(first._stored.shapes), first._empty
+        if wanted is None or model is None:
+            return self
+        other = copy(self)
+        other.__dict__ = {k: v for k, v in vars(self).items() if k != "structure"}
+        other._stored = align(self._stored, placements(model, shapes), wanted, model)
+        return other
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -127,13 +159,16 @@ class Checkpoint:
         return commonest_float(self._stored.entries.values())
 
     @cached_property
+    def structure(self) -> Structure:
+        """Which tensors belong to which layer."""
+        placed = self._place(self._stored.shapes)
+        found = find_structure(self._empty, placed) if self._empty and placed else None
+        return found or structure_by_names(self.names, counted_layers(self.config, self.names))
+
+    @property
     def num_layers(self) -> int:
-        """The number of layers: the configuration's, else that of the repeated block's names."""
-        count = layer_count(self.config)
-        if count is not None:
-            return count
-        numbers = [re.search(r"(?:^|\.)(\d+)\.", name) for name in self._stored.entries]
-        return max((int(found[1]) + 1 for found in numbers if found), default=0)
+        """The number of layers, of the text's stack where there are several."""
+        return self.structure.num_layers
 
     @property
     def embedding(self) -> str | None:
@@ -148,6 +183,11 @@ class Checkpoint:
         return int(text_section(self.config).get("vocab_size", 0))
 
     @property
+    def token_tensors(self) -> tuple[str, ...]:
+        """The tensors with a row (or an entry) per token: embeddings, output head, its bias."""
+        return token_tensors(self._stored.entries)
+
+    @property
     def nbytes(self) -> int:
         """Size of the stored tensors in bytes."""
         return sum(entry.nbytes for entry in self._stored.entries.values())
@@ -155,10 +195,8 @@ class Checkpoint:
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """The files that the tensors come from, an adapter's and its configuration included."""
-        own, adapter = self._stored.weights.files, self._stored.adapter
-        if adapter is None:
-            return own
-        return (*own, *adapter.weights.files, adapter.folder / ADAPTER_CONFIG)
+        adapter = self._stored.adapter
+        return (*self._stored.weights.files, *(adapter.files if adapter else ()))
 
     def fingerprint(self) -> str:
         """SHA-256 of the bytes of ``weight_files``, one after the other; computed once.
@@ -166,11 +204,7 @@ class Checkpoint:
         For a model in one file it is that file's own (``sha256sum model.safetensors``).
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for path in self.weight_files:
-                for block in _blocks(path):
-                    digest.update(block)
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = sha256_of(self.weight_files)
         return self._fingerprint
 
     @property
@@ -185,6 +219,17 @@ class Checkpoint:
     def vocabulary(self) -> Vocabulary | None:
         """Tokens and their numbers; None where the tokenizer's files do not tell in plain text."""
         return read_vocabulary(self.tokenizer_folder)
+
+    @cached_property
+    def token_table(self) -> TokenTable | None:
+        """Tokens and their numbers as transformers has them; None where there is no tokenizer.
+
+        Raises:
+            CheckpointError: the tokenizer cannot be loaded.
+        """
+        if vocabulary_file(self.tokenizer_folder) is None:
+            return None
+        return TokenTable.of(self.tokenizer())
 
     def tokenizer(self) -> Any:
         """transformers' tokenizer.
@@ -220,28 +265,30 @@ class Checkpoint:
         Raises:
             CheckpointError: transformers cannot build it, or weights are missing.
         """
-        config, place = self.model_config(), str(self.reference)
-        dtype = dtype or self.torch_dtype
+        place, wanted = str(self.reference), dtype or self.torch_dtype
+        how = (self.folder, self.model_config(), place, self.trust_remote_code, wanted)
         if self._stored.adapter is None:
-            model = load_model(self.folder, config, place, self.trust_remote_code, dtype)
+            model = load_model(*how)
         else:
             state = {name: self._stored.read(name, keep=False) for name in self.names}
-            model = load_model_from(
-                state, self.folder, config, place, self.trust_remote_code, dtype
-            )
+            model = load_model_from(state, *how)
+        check_loaded(model, self._stored, place)
         return model.to(device)
 
-    def _has_tied_head(self) -> bool:
-        for section in (self.config, text_section(self.config)):
-            if "tie_word_embeddings" in section:
-                return bool(section["tie_word_embeddings"])
-        # Files leave out what is the default, and that differs between kinds of models.
+    @cached_property
+    def _empty(self) -> torch.nn.Module | None:
+        """The model without values; None where it cannot be built."""
+        place, trusted = str(self.reference), self.trust_remote_code
         try:
-            config = load_config(self.folder, str(self.reference), self.trust_remote_code)
+            return empty_model(load_config(self.folder, place, trusted), place, trusted)
         except CheckpointError:
-            # transformers does not know the model; then what is stored counts as it stands.
-            return False
-        return bool(getattr(config, "tie_word_embeddings", False))
+            return None
+
+    def _place(self, shapes: Shapes) -> Placements | None:
+        return None if self._empty is None else placements(self._empty, shapes)
+
+    def _has_tied_head(self) -> bool:
+        return has_tied_head(self.config, self.folder, str(self.reference), self.trust_remote_code)
 
     def _require(self, name: str) -> str:
         stored = self._stored.stored_name(name)
@@ -251,47 +298,3 @@ class Checkpoint:
 
     def _entry(self, name: str) -> Entry:
         return self._stored.entries[self._require(name)]
-
-    def _check_finite(self, name: str, tensor: torch.Tensor) -> None:
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            return
-        # The extremes are NaN if any element is, and need no memory of the tensor's size.
-        low, high = torch.aminmax(tensor)
-        if bool(torch.isfinite(low) & torch.isfinite(high)):
-            return
-        nans, bad = int(tensor.isnan().sum()), int((~tensor.isfinite()).sum())
-        problem = f"{bad} of {tensor.numel()} elements are not finite ({nans} NaN)"
-        place = f"{self.reference}: {name}"
-        raise CheckpointError([Fault(place, f"{problem}; file {self._stored.weights.path(name)}")])
-
-
-def _parsed(reference: ModelReference | str) -> ModelReference:
-    try:
-        return ModelReference.parse(reference)
-    except ValueError as problem:
-        raise CheckpointError([Fault(repr(reference), str(problem))]) from problem
-
-
-def _read_config(folder: Path, model: ModelReference) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file():
-        if (folder / ADAPTER_CONFIG).is_file():
-            problem = f"is an adapter, not a model; name it after its base: base+{model.path}"
-        else:
-            problem = f"has no {CONFIG}; a folder that transformers' save_pretrained wrote has one"
-        raise CheckpointError([Fault(str(folder), problem)])
-    config = read_json(folder / CONFIG)
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "quantization_config")
-        problem = f"is quantised ({method}); merge the model that it was made from"
-        raise CheckpointError([Fault(str(model), problem)])
-    return config
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                yield block
-    except OSError as problem:
-        fault = Fault(str(path), f"cannot be read: {problem.strerror}")
-        raise CheckpointError([fault]) from problem

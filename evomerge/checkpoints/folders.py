@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from evomerge.errors import CheckpointError, Fault
+from evomerge.references import ModelReference
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -38,6 +39,18 @@ _PATIENCE = 15.0
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _OTHER_WEIGHTS = re.compile(r"(adapter_model|consolidated|training_args|optimizer|scheduler)")
+
+
+def parsed(reference: ModelReference | str) -> ModelReference:
+    """A model's name, read.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        return ModelReference.parse(reference)
+    except ValueError as problem:
+        raise CheckpointError([Fault(repr(reference), str(problem))]) from problem
 
 
 def locate(path: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:

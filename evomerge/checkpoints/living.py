@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from evomerge.checkpoints.configuration import text_section
 from evomerge.errors import CheckpointError, Fault
 
 
@@ -71,6 +72,75 @@ def load_model_from(
             model.generation_config = GenerationConfig.from_pretrained(folder)
     live: torch.nn.Module = model
     return live
+
+
+def empty_model(config: Any, place: str, trust_remote_code: bool) -> torch.nn.Module:
+    """The model that a configuration describes, without values (on the meta device)."""
+    kind = _model_class(config, trust_remote_code)
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    with _explained(place, trust_remote_code), torch.device("meta"):
+        if hasattr(kind, "from_config"):
+            model: torch.nn.Module = kind.from_config(config, **options)
+        else:
+            model = kind(config)
+    return model
+
+
+def resize(model: Any, height: int, values: Mapping[str, Any], place: str) -> torch.nn.Module:
+    """A live model with another number of rows for tokens, the new ones without particular values.
+
+    Args:
+        model: one of transformers' models.
+        height: how many rows embeddings and output head get.
+        values: what its configuration says otherwise.
+        place: names the model in messages.
+    """
+    with _explained(place, trust_remote_code=False), torch.random.fork_rng(devices=[]):
+        # Numbers beyond the new rows would be refused as padding while it is resized.
+        _configure(model, values)
+        model.resize_token_embeddings(height, mean_resizing=False)
+    model.requires_grad_(False)
+    live: torch.nn.Module = model.eval()
+    return live
+
+
+def untie(model: Any) -> None:
+    """Give a live model an output head of its own, equal to its embeddings."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
+def _configure(model: Any, values: Mapping[str, Any]) -> None:
+    text = model.config.get_text_config()
+    for config in (model.config, text, getattr(model, "generation_config", None)):
+        for key, value in values.items():
+            if key.endswith("_token_id") and hasattr(config, key):
+                setattr(config, key, value)
+
+
+def has_tied_head(
+    config: Mapping[str, Any], folder: Path, place: str, trust_remote_code: bool
+) -> bool:
+    """Whether a model's output head is its input embedding.
+
+    Args:
+        config: what ``config.json`` in the folder says.
+        folder: the model's.
+        place: names the model in messages.
+        trust_remote_code: whether the model's own code may run.
+    """
+    for section in (config, text_section(config)):
+        if "tie_word_embeddings" in section:
+            return bool(section["tie_word_embeddings"])
+    # Files leave out what is the default, and that differs between kinds of models.
+    try:
+        loaded = load_config(folder, place, trust_remote_code)
+    except CheckpointError:
+        # transformers does not know the model; then what is stored counts as it stands.
+        return False
+    return bool(getattr(loaded, "tie_word_embeddings", False))
 
 
 def _load(

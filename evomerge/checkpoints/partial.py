@@ -23,7 +23,8 @@ class PartialFolder:
 
     Args:
         path: the hidden folder.
-        lock: its open descriptor, which holds the lock; None where there are no such locks.
+        lock: its open descriptor, which holds the lock; None before it is made, and where there are
+            no such locks.
     """
 
     path: Path
@@ -31,16 +32,19 @@ class PartialFolder:
 
     @classmethod
     def beside(cls, target: Path) -> PartialFolder:
-        """Make one, after removing what killed processes left for the same target.
+        """One that is still to be made; whatever goes wrong from then on, ``remove`` mends."""
+        return cls(target.parent / f".{target.name}.{secrets.token_hex(4)}{_MARK}", None)
+
+    def make(self, target: Path) -> None:
+        """Make it, after removing what killed processes left for the same target.
 
         Raises:
             OSError: the file system refuses.
         """
         for left in target.parent.glob(f".{_escaped(target.name)}.*{_MARK}"):
             _remove_if_left(left)
-        path = target.parent / f".{target.name}.{secrets.token_hex(4)}{_MARK}"
-        path.mkdir()
-        return cls(path, _locked(path))
+        self.path.mkdir()
+        self.lock = _locked(self.path)
 
     def become(self, target: Path) -> None:
         """Take the target's name, in one step; the target may be an empty folder.

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 
 from evomerge.checkpoints.adapters import Adapter
+from evomerge.checkpoints.placing import Placements, Shapes
+from evomerge.checkpoints.sharing import CAN_SHARE, Shared
 from evomerge.checkpoints.tying import is_rebuilt, may_be_tied, tied_to
 from evomerge.checkpoints.weights import Entry, WeightFiles
+from evomerge.errors import CheckpointError, Fault
 
 
 class StoredTensors:
@@ -19,6 +22,8 @@ class StoredTensors:
         weights: the model's files.
         tied_head: tells whether the output head is the input embedding; asked only if it matters.
         adapter_folder: of an adapter to add.
+        loaded: where tensors of some shapes stand in the loaded model, if that is known; asked
+            only for an adapter with names of its own.
 
     Attributes:
         entries: shapes and types by name, numbers in natural order (layer 2 before layer 10).
@@ -32,15 +37,25 @@ class StoredTensors:
         weights: WeightFiles,
         tied_head: Callable[[], bool],
         adapter_folder: Path | None = None,
+        loaded: Callable[[Shapes], Placements | None] = lambda _: None,
     ) -> None:
         self.weights = weights
         self._tied_head = tied_head
         self.entries = self._own_entries()
         self.adapter: Adapter | None = None
+        self.shared_copy: Shared | None = None
         if adapter_folder is not None:
-            self.adapter = Adapter(adapter_folder, self.entries, self.shared)
+            shapes = self.shapes
+            self.adapter = Adapter(
+                adapter_folder, self.entries, self.shared, lambda: _by_parameter(loaded(shapes))
+            )
             for name in self.adapter.names:
                 self.entries[name] = self.adapter.entry(name, self.entries[name])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors' shapes by stored name."""
+        return {name: entry.shape for name, entry in self.entries.items()}
 
     def stored_name(self, name: str) -> str | None:
         """The name that a tensor is stored under; None if it is not stored."""
@@ -55,6 +70,16 @@ class StoredTensors:
             return source
         return source if self._tied_head() else None
 
+    def share(self) -> None:
+        """Take what an adapter changes from a file that all processes map, where that can be.
+
+        Raises:
+            CheckpointError: there is no room for it.
+        """
+        if CAN_SHARE and self.adapter is not None and self.shared_copy is None:
+            files = (*self.weights.files, *self.adapter.files)
+            self.shared_copy = Shared(files, self.adapter.names, self.read)
+
     def read(self, stored: str, *, keep: bool = True) -> torch.Tensor:
         """A tensor with the adapter's change.
 
@@ -63,10 +88,41 @@ class StoredTensors:
             keep: give it memory of its own. Without that it may be mapped from its file, shows
                 what happens to the file later, and must be used and dropped at once.
         """
+        if not keep and self.shared_copy is not None and stored in self.shared_copy.names:
+            return self.shared_copy.view(stored)
         tensor = self.weights.view(stored)
         if self.adapter is not None and stored in self.adapter.names:
             return self.adapter.apply(stored, tensor)
         return tensor.clone(memory_format=torch.contiguous_format) if keep else tensor
+
+    def path(self, stored: str) -> str:
+        """The file that a tensor stands in, for messages."""
+        return str(self.weights.path(stored))
+
+    def check_finite(self, stored: str, tensor: torch.Tensor, place: str) -> None:
+        """Refuse a tensor that holds NaN or infinity.
+
+        Args:
+            stored: its stored name.
+            tensor: its values.
+            place: names it in the message.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            return
+        # The fastest look: a sum with NaN or infinity in it is never finite. One that is not may
+        # have overflowed, so that the extremes decide; neither needs memory of the tensor's size.
+        if tensor.dtype.itemsize == 1:
+            tensor = tensor.to(torch.float32)
+        if bool(tensor.sum().isfinite()) or bool(
+            torch.stack(torch.aminmax(tensor)).isfinite().all()
+        ):
+            return
+        nans, bad = int(tensor.isnan().sum()), int((~tensor.isfinite()).sum())
+        problem = f"{bad} of {tensor.numel()} elements are not finite ({nans} NaN)"
+        raise CheckpointError([Fault(place, f"{problem}; file {self.path(stored)}")])
 
     def _own_entries(self) -> dict[str, Entry]:
         kept = {
@@ -86,6 +142,16 @@ class StoredTensors:
         if always is None and not self._tied_head():
             return False
         return torch.equal(self.weights.view(name), self.weights.view(source))
+
+
+def _by_parameter(placed: Placements | None) -> dict[str, str | None]:
+    """By parameter of the loaded model the stored tensor that it is; None if it is not just one."""
+    if placed is None:
+        return {}
+    found: dict[str, str | None] = {}
+    for name, place in placed.places.items():
+        found[place.parameter] = name if place.part is None else None
+    return found | {name: None for one in placed.conversions for name in one.targets}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

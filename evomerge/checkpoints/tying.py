@@ -22,6 +22,15 @@ _HEADS = (
     "cls.predictions.decoder.weight",
 )
 
+# The output head's bias has an entry per token as well.
+_HEAD_BIASES = (
+    "lm_head.bias",
+    "embed_out.bias",
+    "cls.predictions.bias",
+    "lm_head.decoder.bias",
+    "cls.predictions.decoder.bias",
+)
+
 # These biases are one parameter with two names, whatever the configuration says.
 _BIASES = {
     "lm_head.decoder.bias": "lm_head.bias",
@@ -37,6 +46,17 @@ def input_embedding(names: Collection[str]) -> str | None:
     """The tensor that holds a row per token; None where that cannot be told."""
     found = [name for name in names if _ends(name, _EMBEDDINGS)]
     return found[0] if len(found) == 1 else None
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is an output head's, which is the input embedding in some models."""
+    return _ends(name, _HEADS)
+
+
+def token_tensors(names: Collection[str]) -> tuple[str, ...]:
+    """The tensors with a row (or an entry) per token: embeddings, output head, its bias."""
+    embedding = input_embedding(names)
+    return tuple(name for name in names if name == embedding or _ends(name, _HEADS + _HEAD_BIASES))
 
 
 def tied_to(name: str, names: Collection[str], tied_head: bool) -> str | None:

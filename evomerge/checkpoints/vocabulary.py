@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from evomerge.checkpoints.weights import read_json
+from evomerge.checkpoints.files import read_json
 from evomerge.errors import CheckpointError, Fault
 
 _WHOLE = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 from collections import Counter
@@ -15,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evomerge.checkpoints.dtypes import DTYPES
-from evomerge.checkpoints.folders import is_weights
+from evomerge.checkpoints.files import find_index, read_index, weight_files
 from evomerge.errors import CheckpointError, Fault
 
 _LFS = b"version https://git-lfs"
@@ -88,39 +87,15 @@ def find_weights(folder: Path) -> WeightFiles:
         CheckpointError: there are none, the index names a file or a tensor that is not there, or
             it is not clear which of several files are meant.
     """
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index, single = folder / f"{stem}.index.json", folder / stem
-        if index.is_file():
-            return _indexed(index)
-        if single.is_file():
-            return WeightFiles([single])
-    others = sorted(p for p in folder.iterdir() if is_weights(p.name))
-    if len(others) == 1:
-        return WeightFiles(others)
-    if others:
-        names = ", ".join(path.name for path in others[:5])
-        problem = f"holds {names}, but no index (model.safetensors.index.json) of them"
-    else:
-        problem = "holds no weights; model.safetensors or pytorch_model.bin is expected"
-    raise CheckpointError([Fault(str(folder), problem)])
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds something else.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        fault = Fault(str(path), f"cannot be read: {problem.strerror}")
-        raise CheckpointError([fault]) from problem
-    except ValueError as problem:
-        raise CheckpointError([Fault(str(path), f"is not JSON: {problem}")]) from problem
-    if not isinstance(data, dict):
-        raise CheckpointError([Fault(str(path), "holds no JSON object")])
-    return data
+    weights = WeightFiles(weight_files(folder))
+    index = find_index(folder)
+    if index is not None:
+        where = read_index(index)
+        absent = [tensor for tensor in where if tensor not in weights.entries]
+        if absent:
+            faults = [Fault(str(index), f"{t}: is not in {where[t]}") for t in absent[:10]]
+            raise CheckpointError(faults)
+    return weights
 
 
 def commonest_float(entries: Iterable[Entry]) -> torch.dtype:
@@ -130,25 +105,6 @@ def commonest_float(entries: Iterable[Entry]) -> torch.dtype:
         if entry.dtype.is_floating_point:
             counts[entry.dtype] += entry.numel
     return counts.most_common(1)[0][0] if counts else torch.float32
-
-
-def _indexed(index: Path) -> WeightFiles:
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not where:
-        raise CheckpointError([Fault(str(index), "has no weight_map")])
-    names = sorted(set(where.values()))
-    strange = [n for n in names if not isinstance(n, str) or Path(n).name != n]
-    missing = [n for n in names if n not in strange and not (index.parent / n).is_file()]
-    faults = [Fault(str(index), f"names {n!r}, which is no file beside it") for n in strange]
-    faults += [Fault(str(index.parent / n), "is missing; the index names it") for n in missing]
-    if faults:
-        raise CheckpointError(faults)
-    weights = WeightFiles(index.parent / name for name in names)
-    absent = [tensor for tensor in where if tensor not in weights.entries]
-    if absent:
-        faults = [Fault(str(index), f"{t}: is not in {where[t]}") for t in absent[:10]]
-        raise CheckpointError(faults)
-    return weights
 
 
 def _open(path: Path) -> _File:

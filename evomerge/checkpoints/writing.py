@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,12 +15,16 @@ import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.configuration import written_config
-from evomerge.checkpoints.folders import COMPANIONS, CONFIG, is_weights
+from evomerge.checkpoints.folders import CONFIG, is_weights
+from evomerge.checkpoints.merged_tokenizer import MergedTokenizer, MergedVocabulary
 from evomerge.checkpoints.partial import PartialFolder, sync_folder
 from evomerge.checkpoints.shards import ShardWriter, entry_room, write_synced
 from evomerge.errors import CheckpointError, Fault
 
 _MAX_HEADER = 1 << 20
+
+Text = str | Callable[[], str]
+"""A text, or what gives it when it is written."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ def write_model(
     torch_dtype: torch.dtype | None = None,
     num_layers: int | None = None,
     layers: Sequence[int] | None = None,
-    files: Mapping[str, str] | None = None,
+    vocabulary: MergedVocabulary | None = None,
+    files: Mapping[str, Text] | None = None,
     max_shard_bytes: int = 5_000_000_000,
     total_bytes: int | None = None,
 ) -> WrittenModel:
@@ -60,14 +65,17 @@ def write_model(
 
     Args:
         out: the folder; it must not exist, or be empty. Its parents are made.
-        tensors: name and tensor, read one at a time and written as they are (any device).
+        tensors: name and tensor, read one at a time and written as they are (any device) while the
+            next one is made: a tensor that was given must keep its values.
         like: the model whose configuration, tokenizer, chat template and generation settings the
             new one has.
         torch_dtype: what the configuration says; None is the type of most elements.
         num_layers: the new number of layers; None is that of ``layers``, else ``like``'s.
         layers: for each new layer the one of ``like`` whose settings it has, for models whose
             layers differ (``layer_types``).
-        files: further texts by name (``README.md``).
+        vocabulary: the tokenizer and the number of rows for tokens, where they are not ``like``'s.
+        files: further texts by name (``README.md``), or what gives them once the tensors are
+            written.
         max_shard_bytes: size of one weight file, in bytes; a larger tensor has a file of its own.
         total_bytes: size of all tensors, if known: then a disk that is too small is refused first.
 
@@ -78,36 +86,46 @@ def write_model(
     target = Path(os.path.abspath(Path(out).expanduser()))
     extras = _checked_files(files or {}, max_shard_bytes)
     changed = layers if layers is not None else num_layers
-    written_config(like.config, like.torch_dtype, changed, str(like.reference))
+    values = vocabulary.changes(like) if vocabulary else {}
+    companions = _companions(like, vocabulary)
+    written_config(like.config, like.torch_dtype, changed, str(like.reference), values)
     _check_target(target)
     _check_space(target, total_bytes)
-    with _unfinished(target) as partial:
-        written, dtype = _write_weights(partial.path, tensors, like, max_shard_bytes, target)
-        config = written_config(like.config, torch_dtype or dtype, changed, str(like.reference))
+
+    def fill(folder: Path) -> tuple[tuple[str, ...], int, int]:
+        written, dtype = _write_weights(folder, tensors, like, max_shard_bytes, target)
+        kind = torch_dtype or dtype
+        config = written_config(like.config, kind, changed, str(like.reference), values)
         with _plainly(target):
-            _write_small_files(partial.path, like, config, extras)
-            partial.become(target)
-    return WrittenModel(target, *written)
+            _write_small_files(folder, companions, config, extras)
+        return written
+
+    return WrittenModel(target, *_whole_or_not(target, fill))
 
 
-@contextmanager
-def _unfinished(target: Path) -> Iterator[PartialFolder]:
-    """A folder to fill; it is removed, with the parents made for it, if that is not finished."""
+def _whole_or_not(
+    target: Path, fill: Callable[[Path], tuple[tuple[str, ...], int, int]]
+) -> tuple[tuple[str, ...], int, int]:
+    """Fill a folder and give it the target's name, or remove it and the parents made for it.
+
+    No context manager: Ctrl-C could come between its making of the folder and its first statement.
+    """
     made = [parent for parent in target.parents if not parent.exists()]
+    partial = PartialFolder.beside(target)
     try:
         with _plainly(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = PartialFolder.beside(target)
-        try:
-            yield partial
-        except BaseException:
-            partial.remove()
-            raise
+            partial.make(target)
+        written = fill(partial.path)
+        with _plainly(target):
+            partial.become(target)
     except BaseException:
+        partial.remove()
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
         raise
+    return written
 
 
 def _write_weights(
@@ -139,42 +157,48 @@ def _write_weights(
 
 
 def _write_small_files(
-    folder: Path, like: Checkpoint, config: Mapping[str, object], extras: Mapping[str, str]
+    folder: Path,
+    companions: Mapping[str, Path | bytes],
+    config: Mapping[str, object],
+    extras: Mapping[str, Text],
 ) -> None:
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_synced(folder / CONFIG, text.encode())
-    for name, source in _companions(like).items():
+    for name, source in companions.items():
         if name not in extras:
             copy = folder / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(copy, source.read_bytes())
+            write_synced(copy, source if isinstance(source, bytes) else source.read_bytes())
     for name, content in extras.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, content.encode())
+        write_synced(path, (content if isinstance(content, str) else content()).encode())
+    # Last of all: without it a folder is no model.
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_synced(folder / CONFIG, text.encode())
     for inner in folder.rglob("*"):
         if inner.is_dir():
             sync_folder(inner)
     sync_folder(folder)
 
 
-def _companions(like: Checkpoint) -> dict[str, Path]:
-    """The files that go with the weights; an adapter's tokenizer before its base's."""
-    found: dict[str, Path] = {}
-    patterns = (*COMPANIONS, *(["*.py"] if "auto_map" in like.config else []))
-    folders = [like.folder]
-    if like.tokenizer_folder != like.folder:
-        # A mixture of two tokenizers' files would be a third tokenizer.
-        patterns = tuple(p for p in patterns if p in ("generation_config.json", "*.py"))
-        folders.append(like.tokenizer_folder)
-    for folder in folders:
-        for pattern in patterns:
-            found |= {str(p.relative_to(folder)): p for p in folder.glob(pattern) if p.is_file()}
-        patterns = tuple(p for p in COMPANIONS if p != "generation_config.json")
+def _companions(
+    like: Checkpoint, vocabulary: MergedVocabulary | None
+) -> Mapping[str, Path | bytes]:
+    """The files that go with the weights; an adapter's tokenizer before its base's.
+
+    A mixture of two tokenizers' files would be a third tokenizer: they all come from one. What
+    ends a generated text goes with the tokenizer too, by its tokens' numbers.
+    """
+    tokenizer = vocabulary.tokenizer if vocabulary else MergedTokenizer(like)
+    found: dict[str, Path | bytes] = {**tokenizer.files()}
+    if "auto_map" in like.config:
+        found |= {path.name: path for path in like.folder.glob("*.py")}
+    settings = tokenizer.like.folder / "generation_config.json"
+    if settings.is_file():
+        found[settings.name] = settings
     return found
 
 
-def _checked_files(files: Mapping[str, str], max_shard_bytes: int) -> dict[str, str]:
+def _checked_files(files: Mapping[str, Text], max_shard_bytes: int) -> dict[str, Text]:
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; at least 1 is needed")
     for name in files:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from evomerge.cli.output import (
+    capitalised,
     duration,
     print_json,
     quiet_libraries,
@@ -31,11 +32,11 @@ def run_check(
     space: Path, include_path: Sequence[Path], *, workers: int | None, trials: int, as_json: bool
 ) -> None:
     """Check, print, exit with 1 on any fault."""
-    from evomerge.api import check, estimate_search
+    from evomerge.api import check, estimate_search, plan_search
 
     quiet_libraries()
     try:
-        prepared = check(space, include_path=include_path)
+        prepared = plan_search(check(space, include_path=include_path), workers=workers)
     except InputError as problem:
         if as_json:
             faults = [{"place": f.place, "problem": f.problem} for f in problem.faults]
@@ -77,6 +78,7 @@ def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str,
             "trial_seconds": limits.trial_seconds,
             "search_seconds": limits.search_seconds,
         },
+        "residency": None if prepared.residency is None else vars(prepared.residency),
         "notes": list(prepared.notes),
     }
 
@@ -106,6 +108,8 @@ def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) ->
         f"{trials} trials (arithmetic and bytes alone, at this machine's measured "
         f"{limits.rate / 1e9:.0f} GFLOP/s and {limits.bandwidth / 1e9:.1f} GB/s per worker)"
     )
+    if prepared.residency is not None:
+        say(capitalised(prepared.residency.message))
     for note in prepared.notes:
         tell_note(note, stdout)
     stdout.print("[green]Everything fits.[/]")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 from evomerge.cli.output import AS_IT_IS, duration, quiet_libraries, size, stderr
 from evomerge.errors import EvomergeError
+
+_SWITCH_SECONDS = 0.0005
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -17,6 +21,10 @@ def run_merge(
     """Merge and say what was written."""
     from time import perf_counter
 
+    # torch's threads, the readers, the writer and the sums share the cores: who waits must not
+    # spin, and who imports must not keep the sums waiting. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.setswitchinterval(_SWITCH_SECONDS)
     from evomerge.api import merge
 
     quiet_libraries()

@@ -146,6 +146,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def capitalised(text: str) -> str:
+    """The text as a sentence begins; the rest of it as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def size(count: float) -> str:
     """``812 B``, ``3.1 MB``, ``16.1 GB`` (powers of ten, as disks and model cards have it)."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -15,6 +15,7 @@ from rich.text import Text
 from evomerge.cli.output import (
     AS_IT_IS,
     INTERRUPTED,
+    capitalised,
     duration,
     quiet_libraries,
     say,
@@ -83,6 +84,8 @@ class Display:
             f"{size(prepared.worker_bytes)} of models per worker",
             stderr,
         )
+        if prepared.residency is not None:
+            say(capitalised(prepared.residency.message), stderr)
         done = sum(1 for trial in study.trials if trial.finished)
         name = f"[bold]{escape(study.name)}[/]"
         begun = f"Going on with study {name}: {done} trials are finished."

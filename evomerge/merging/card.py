@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints import Checkpoint, Fingerprints
 from evomerge.recipe import METHODS, Recipe
 from evomerge.references import ModelReference
 
@@ -16,7 +16,10 @@ _PACKAGES = ("torch", "transformers", "safetensors")
 
 
 def model_card(
-    text: str, recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]
+    text: str,
+    recipes: Sequence[Recipe],
+    opened: Mapping[ModelReference, Checkpoint],
+    fingerprints: Fingerprints,
 ) -> str:
     """Markdown with the front matter that the hub reads.
 
@@ -24,11 +27,12 @@ def model_card(
         text: the recipes' YAML.
         recipes: the stages.
         opened: the stored models that they name.
+        fingerprints: gives the sums of their files.
     """
     methods = list(dict.fromkeys(recipe.merge_method for recipe in recipes))
     papers = [f"- `{method}`: {METHODS[method].paper}" for method in methods]
     models = [
-        f"- `{reference}`, SHA-256 of its weights `{checkpoint.fingerprint()}`"
+        f"- `{reference}`, SHA-256 of its weights `{fingerprints.of(checkpoint.weight_files)}`"
         for reference, checkpoint in opened.items()
     ]
     return "\n".join(

@@ -7,35 +7,34 @@ so that what was scored and what is exported are the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from copy import copy
 
 import torch
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.errors import CheckpointError, Fault, RecipeError, TrialError
-from evomerge.merging.layout import make_layout
+from evomerge.errors import TrialError
+from evomerge.merging.dtypes import dtype_of
+from evomerge.merging.holding import Model, hold, open_models
+from evomerge.merging.inputs import Inputs
+from evomerge.merging.layout import layout_of, stacked
 from evomerge.merging.live import LiveTensors
 from evomerge.merging.methods import merge_bounded
+from evomerge.merging.placing import Device
+from evomerge.merging.planning import Presentation, spare_models
 from evomerge.merging.programs import Programs
-from evomerge.merging.sources import MergedModel, Source, Stored
+from evomerge.merging.residency import ResidencyPlan, Wish
+from evomerge.merging.sources import Source
+from evomerge.merging.stored import read_ahead
 from evomerge.merging.taskvectors import Memory
 from evomerge.merging.trimming import measure
+from evomerge.merging.vocabularies import Target
 from evomerge.merging.whole import Whole
 from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
 
 _CANDIDATES = 20  # that an engine of resident models is expected to merge at least
 _ROOM = 64 << 20  # bytes that may be kept about models beyond their own size
-
-Model = ModelReference | str | Checkpoint | MergedModel
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""The types that a recipe can name."""
 
 
 class MergeEngine:
@@ -51,13 +50,20 @@ class MergeEngine:
         base_model: the model that task vectors are taken from and added to; None for methods that
             need none.
         models: the fine-tuned models; those that a recipe may name.
-        device: where the models are held and the arithmetic is done.
+        device: where the arithmetic is done; for each tensor by its name, where a live model lies
+            over several devices (``devices_of``).
         resident: hold all tensors in memory (for many recipes); else read them as they are needed
             (for one).
+        residency: where they are held then: ``device``, ``host`` or ``auto`` (``plan_residency``).
+        vocabulary_of: a recipe whose vocabulary the merged models have (``tokenizer_source``); all
+            others must ask for the same one. None is for recipes that do not say.
 
     Raises:
+        InputError: the models do not fit into memory.
         CheckpointError: a model cannot be read, or holds NaN or infinity (with ``resident``; else
-            when the tensor's turn comes).
+            when the tensor's turn comes), or models number their tokens otherwise.
+        RecipeError: ``vocabulary_of`` names models that are not held, or asks for tokens that
+            cannot be had.
     """
 
     def __init__(
@@ -65,48 +71,62 @@ class MergeEngine:
         base_model: Model | None,
         models: Sequence[Model],
         *,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         resident: bool = True,
+        residency: Wish = "auto",
+        vocabulary_of: Recipe | None = None,
     ) -> None:
-        self._sources: dict[ModelReference, Source] = {}
-        for model in [*([base_model] if base_model is not None else []), *models]:
-            reference = _reference(model)
-            if reference not in self._sources:
-                self._sources[reference] = _source(model, torch.device(device), resident)
-        if not self._sources:
-            raise ValueError("an engine needs at least one model")
+        opened = open_models([*([base_model] if base_model is not None else []), *models])
+        held, self._plan = hold(
+            opened, device, residency if resident else None, spare_models(vocabulary_of)
+        )
+        self._presentation = Presentation(held, vocabulary_of, resident=resident)
         self._resident = resident
-        held = sum(source.nbytes for source in self._sources.values())
-        self._memory = Memory(held + _ROOM) if resident else None
         self._programs: dict[torch.device, Programs] = {}
-        # The base, where there is one: integer tensors, and what is no tensor, come from it.
-        self._first = next(iter(self._sources.values()))
-        self._layout = _layout(self._first)
+        self._begin(remember=resident)
 
     def sharing(
-        self, models: Sequence[ModelReference], results: Mapping[ModelReference, Source]
+        self,
+        recipe: Recipe,
+        results: Mapping[ModelReference, Source],
+        target: Target | None = None,
     ) -> MergeEngine:
         """An engine of models that this one holds, which stay where they are, and of others.
 
         It remembers nothing of merges that the others have part in: they may change.
 
         Args:
-            models: which, in the order that a new engine would have them in.
+            recipe: names which, in the order that a new engine would have them in, and says the
+                vocabulary.
             results: the others, such as the results of a recipe's earlier stages.
+            target: the recipe's vocabulary, if it is known already.
 
         Raises:
             RecipeError: a model is among neither.
         """
-        strangers = [one for one in models if one not in results and one not in self._sources]
-        if strangers:
-            raise RecipeError(Fault(str(one), "is not among the models held") for one in strangers)
+        self._presentation.check_held(recipe, results)
+        there = {**self._presentation.plain, **results}
+        sources = {model: there[model] for model in recipe.models_named}
+        keep = self._memory is not None and not any(model in results for model in sources)
         other = copy(self)
-        other._sources = {one: results.get(one) or self._sources[one] for one in models}
-        if any(one in results for one in models):
-            other._memory = None
-        other._first = next(iter(other._sources.values()))
-        other._layout = _layout(other._first)
+        other._presentation = Presentation(sources, recipe, resident=keep, target=target)
+        other._begin(remember=keep)
         return other
+
+    def _begin(self, *, remember: bool) -> None:
+        """Take the models as they are presented; see what follows from them."""
+        self._sources = self._presentation.sources
+        self._inputs = Inputs(self._sources)
+        held = sum(source.nbytes for source in self._sources.values())
+        self._memory = Memory(held + _ROOM) if remember else None
+        # The base, where there is one: integer tensors, and what is no tensor, come from it.
+        self._first = next(iter(self._sources.values()))
+        layers = None if self._first.layers is None else len(self._first.layers)
+        self._layout = layout_of(self._first.like, self._first.names, layers)
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Whether the models are presented in the vocabulary that a recipe of them asks for."""
+        return self._presentation.fits(recipe)
 
     def reader(self, recipe: Recipe) -> Callable[[str], torch.Tensor]:
         """A function that merges one tensor of a recipe, by its name: :meth:`tensors` bit for bit.
@@ -120,6 +140,11 @@ class MergeEngine:
         return lambda name: self._merged(specs[name], dtype, whole=whole)
 
     @property
+    def residency(self) -> ResidencyPlan | None:
+        """Where the stored models are held; None where none is."""
+        return self._plan
+
+    @property
     def layout(self) -> Layout:
         """The layers of the models."""
         return self._layout
@@ -128,6 +153,26 @@ class MergeEngine:
     def like(self) -> Checkpoint:
         """The stored model that merged ones have configuration and tokenizer of."""
         return self._first.like
+
+    @property
+    def target(self) -> Target:
+        """The merged models' vocabulary, and what it takes to present the models in it."""
+        return self._presentation.target
+
+    def load_model(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> torch.nn.Module:
+        """A live model to merge into: ``like``, as tall as the merged models' vocabulary.
+
+        Args:
+            dtype: of its parameters; None is the checkpoint's.
+            device: where they lie.
+
+        Raises:
+            CheckpointError: transformers cannot build it.
+        """
+        live = self.like.load_model(dtype=dtype, device=device)
+        return self.target.vocabulary.fitted(live, self.like)
 
     @property
     def nbytes(self) -> int:
@@ -141,15 +186,7 @@ class MergeEngine:
         Raises:
             RecipeError: the recipe names one that is not among ``DTYPES``.
         """
-        name = recipe.out_dtype or recipe.dtype
-        if name is None:
-            return self._first.torch_dtype
-        if name not in DTYPES:
-            problem = f"{name} is not supported: the arithmetic is float32"
-            allowed = f"{problem}; allowed: {', '.join(DTYPES)}"
-            place = f"{recipe.place}: {'out_dtype' if recipe.out_dtype else 'dtype'}"
-            raise RecipeError([Fault(place, allowed)])
-        return DTYPES[name]
+        return dtype_of(recipe) or self._first.torch_dtype
 
     def layers(self, recipe: Recipe) -> tuple[int, ...] | None:
         """For each layer of the merged model the one of ``like`` that it is made like.
@@ -157,12 +194,8 @@ class MergeEngine:
         None where they are the same, as in every recipe without slices that move layers.
         """
         before = self._first.layers or range(self._layout.num_layers)
-        after: list[int] = []
-        for block in recipe.blocks:
-            base = recipe.base_of(block)
-            lead = next((s for s in block.sources if s.model == base), block.sources[0])
-            after += before[slice(*lead.layers)] if lead.layers else before
-        return None if after == list(range(self.like.num_layers)) else tuple(after)
+        after = stacked(recipe, before)
+        return None if after == tuple(range(self.like.num_layers)) else after
 
     def outline(self, recipe: Recipe) -> dict[str, torch.Tensor]:
         """What :meth:`tensors` would give, as tensors without values (on the meta device).
@@ -170,12 +203,15 @@ class MergeEngine:
         Reads nothing; refuses what :meth:`tensors` would refuse before it merges.
         """
         dtype = self.dtype(recipe)
-        return {
-            spec.name: torch.empty(self._shape(spec), dtype=self._kind(spec, dtype), device="meta")
-            for spec in self._resolve(recipe)
-        }
+        outline = {}
+        for spec in self._resolve(recipe):
+            stored = self._inputs.kind(spec)
+            kind = dtype if stored.is_floating_point else stored
+            shape = self._inputs.shape(spec)
+            outline[spec.name] = torch.empty(shape, dtype=kind, device="meta")
+        return outline
 
-    def tensors(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self, recipe: Recipe) -> Generator[tuple[str, torch.Tensor], None, None]:
         """The merged model, tensor by tensor, each cast once to the recipe's type.
 
         Tensors that are no floating numbers are the base model's.
@@ -186,8 +222,9 @@ class MergeEngine:
         """
         dtype, specs = self.dtype(recipe), self._resolve(recipe)
         whole = self._whole(specs)
-        for spec in specs:
-            yield spec.name, self._merged(spec, dtype, whole=whole)
+        with read_ahead(self._sources, specs):
+            for spec in specs:
+                yield spec.name, self._merged(spec, dtype, whole=whole)
 
     def merge_into(self, model: torch.nn.Module, recipe: Recipe) -> None:
         """Write a recipe's tensors into a live model, in place.
@@ -206,10 +243,12 @@ class MergeEngine:
         # Looked up each time: a parameter may have been replaced (resized embeddings).
         live = LiveTensors(model)
         specs, dtype = self._resolve(recipe), self.dtype(recipe)
-        live.check({spec.name: self._shape(spec) for spec in specs}, dtype, recipe.place)
+        live.check({spec.name: self._inputs.shape(spec) for spec in specs}, dtype, recipe.place)
         whole = self._whole(specs)
-        for spec in specs:
-            live.write(spec.name, self._merged(spec, dtype, live.place(spec.name), whole))
+        with read_ahead(self._sources, specs):
+            for spec in specs:
+                place = live.place(spec.name)
+                live.write(spec.name, self._merged(spec, dtype, place, whole))
 
     def _merged(
         self,
@@ -219,11 +258,9 @@ class MergeEngine:
         whole: Whole | None = None,
     ) -> torch.Tensor:
         """One merged tensor; in ``place`` if that is given, can be written to and is near."""
-        model, name = self._lead(spec)
-        if not self._sources[model].dtype(name).is_floating_point:
-            return self._sources[model].tensor(name).clone()
-        base = self._sources[spec.base[0]].tensor(spec.base[1]) if spec.base else None
-        inputs = [self._sources[part.model].tensor(part.tensor) for part in spec.contributions]
+        if not self._inputs.kind(spec).is_floating_point:
+            return self._inputs.only(spec).clone()
+        base, inputs = self._inputs.tensors(spec)
         device = (inputs[0] if base is None else base).device
         if place is not None and not (place.is_contiguous() and place.device == device):
             place = None
@@ -246,18 +283,8 @@ class MergeEngine:
 
     def _whole(self, specs: Sequence[TensorMerge]) -> Whole | None:
         """What a variant decides over all tensors, before the first is merged."""
-        floating = [
-            spec
-            for spec in specs
-            if self._sources[self._lead(spec)[0]].dtype(self._lead(spec)[1]).is_floating_point
-        ]
-        return measure(floating, self._inputs)
-
-    def _inputs(self, spec: TensorMerge) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        assert spec.base is not None
-        base = self._sources[spec.base[0]].tensor(spec.base[1])
-        parts = spec.contributions
-        return base, [self._sources[p.model].tensor(p.tensor).to(base.device) for p in parts]
+        floating = [spec for spec in specs if self._inputs.kind(spec).is_floating_point]
+        return measure(floating, self._inputs.with_base)
 
     def _programs_on(self, device: torch.device) -> Programs:
         if device not in self._programs:
@@ -266,73 +293,8 @@ class MergeEngine:
             self._programs[device] = Programs(device, ahead)
         return self._programs[device]
 
-    def _lead(self, spec: TensorMerge) -> tuple[ModelReference, str]:
-        """The model and its tensor that give a merged tensor's shape: the base if it has part."""
-        inputs = [(part.model, part.tensor) for part in spec.contributions]
-        first = self._first.reference
-        return spec.base or next((one for one in inputs if one[0] == first), inputs[0])
-
-    def _shape(self, spec: TensorMerge) -> tuple[int, ...]:
-        model, name = self._lead(spec)
-        return self._sources[model].shape(name)
-
-    def _kind(self, spec: TensorMerge, dtype: torch.dtype) -> torch.dtype:
-        model, name = self._lead(spec)
-        stored = self._sources[model].dtype(name)
-        return dtype if stored.is_floating_point else stored
-
     def _resolve(self, recipe: Recipe) -> tuple[TensorMerge, ...]:
-        strangers = [model for model in recipe.models_named if model not in self._sources]
-        if strangers:
-            held = ", ".join(str(reference) for reference in self._sources)
-            raise RecipeError(
-                Fault(recipe.place, f"{model} is not among the models held: {held}")
-                for model in strangers
-            )
+        self._presentation.check(recipe)
         specs = resolve(recipe, self._layout)
-        self._check_names(specs, recipe)
+        self._inputs.check(specs, recipe.place)
         return specs
-
-    def _check_names(self, specs: Sequence[TensorMerge], recipe: Recipe) -> None:
-        """Refuse tensors that a model lacks or has in another shape or kind, all at once."""
-        faults = []
-        for spec in specs:
-            place = f"{recipe.place}: {spec.name}"
-            shapes, kinds = {}, {}
-            wanted = [spec.base] if spec.base else []
-            for model, name in [*wanted, *((p.model, p.tensor) for p in spec.contributions)]:
-                source = self._sources[model]
-                if name not in source:
-                    faults.append(Fault(place, f"{model} has no {name}"))
-                    continue
-                shapes[str(model)] = source.shape(name)
-                kinds[str(model)] = source.dtype(name)
-            if len(set(shapes.values())) > 1:
-                listed = ", ".join(f"{model} {list(shape)}" for model, shape in shapes.items())
-                faults.append(Fault(place, f"shapes differ: {listed}"))
-            if len({kind.is_floating_point for kind in kinds.values()}) > 1:
-                listed = ", ".join(f"{model} {kind}" for model, kind in kinds.items())
-                faults.append(Fault(place, f"floating in some models only: {listed}"))
-        if faults:
-            raise RecipeError(faults)
-
-
-def _layout(source: Source) -> Layout:
-    layers = source.like.num_layers if source.layers is None else len(source.layers)
-    return make_layout(source.names, layers)
-
-
-def _reference(model: Model) -> ModelReference:
-    if isinstance(model, Checkpoint | MergedModel):
-        return model.reference
-    try:
-        return ModelReference.parse(model)
-    except ValueError as problem:
-        raise CheckpointError([Fault(repr(model), str(problem))]) from problem
-
-
-def _source(model: Model, device: torch.device, resident: bool) -> Source:
-    if isinstance(model, MergedModel):
-        return model
-    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
-    return Stored(checkpoint, device, resident=resident)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from evomerge.checkpoints import Checkpoint, compare, write_model
-from evomerge.errors import CheckpointError, Fault, RecipeError
+from evomerge.checkpoints import Checkpoint, Fingerprints, compare, write_model
+from evomerge.errors import CheckpointError, EvomergeWarning, Fault, RecipeError
 from evomerge.merging.card import model_card
-from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.dtypes import DTYPES
+from evomerge.merging.engine import MergeEngine
 from evomerge.merging.sources import MergedModel
+from evomerge.merging.templates import template_problem
 from evomerge.recipe import Recipe, write_recipes
 from evomerge.references import ModelReference
+
+Text = str | Callable[[], str]
 
 RECIPE_FILE = "mergekit_config.yml"
 """The recipe beside the model, where mergekit puts it too."""
@@ -46,6 +52,7 @@ def write_merge(
     trust_remote_code: bool = False,
     max_shard_bytes: int = 5_000_000_000,
     device: torch.device | str = "cpu",
+    fingerprints: Fingerprints | None = None,
 ) -> MergeSummary:
     """Merge and write the model; the results of earlier stages stay in memory.
 
@@ -55,6 +62,7 @@ def write_merge(
         trust_remote_code: whether models may bring their own code.
         max_shard_bytes: size of a weight file at most.
         device: where the arithmetic is done.
+        fingerprints: sums of the models' files that were begun before; what is missing is begun.
 
     Raises:
         RecipeError: a recipe does not fit its models, or asks for what cannot be done.
@@ -62,20 +70,47 @@ def write_merge(
         TrialError: a merged tensor holds NaN or infinity.
     """
     _refuse_taken(Path(out))
+    if fingerprints is None:
+        fingerprints = Fingerprints()
+    with fingerprints:
+        return _write_merge(
+            recipes,
+            out,
+            fingerprints,
+            trust_remote_code=trust_remote_code,
+            max_shard_bytes=max_shard_bytes,
+            device=device,
+        )
+
+
+def _write_merge(
+    recipes: Sequence[Recipe],
+    out: Path | str,
+    fingerprints: Fingerprints,
+    *,
+    trust_remote_code: bool,
+    max_shard_bytes: int,
+    device: torch.device | str,
+) -> MergeSummary:
     opened: dict[ModelReference, Checkpoint] = {}
     engine = staged_engine(recipes, opened, trust_remote_code=trust_remote_code, device=device)
+    for checkpoint in opened.values():
+        fingerprints.begin(checkpoint.weight_files)
     last = recipes[-1]
     outline = engine.outline(last)
-    written = write_model(
-        out,
-        engine.tensors(last),
-        like=_tokenizer_of(last, engine, opened),
-        torch_dtype=engine.dtype(last),
-        layers=engine.layers(last),
-        files=_files(recipes, opened),
-        max_shard_bytes=max_shard_bytes,
-        total_bytes=sum(tensor.numel() * tensor.element_size() for tensor in outline.values()),
-    )
+    # Closed at once when the writing fails, and with it what reads ahead.
+    with closing(engine.tensors(last)) as tensors:
+        written = write_model(
+            out,
+            tensors,
+            like=engine.like,
+            torch_dtype=engine.dtype(last),
+            layers=engine.layers(last),
+            vocabulary=engine.target.vocabulary,
+            files=_files(recipes, opened, fingerprints),
+            max_shard_bytes=max_shard_bytes,
+            total_bytes=sum(tensor.numel() * tensor.element_size() for tensor in outline.values()),
+        )
     return MergeSummary(
         folder=Path(out),
         tensors=len(outline),
@@ -95,6 +130,8 @@ def staged_engine(
 ) -> MergeEngine:
     """The engine of the last stage, the stages before it merged in memory.
 
+    Warns of what is left out of the vocabularies, added or remapped, before anything is merged.
+
     Args:
         recipes: the stages, in order.
         opened: the stored models, by reference; filled here.
@@ -110,7 +147,7 @@ def staged_engine(
     _open_all(recipes, opened, trust_remote_code)
     _check_fit(recipes, opened)
     # Once without values, so that what is wrong with the last stage does not cost the first.
-    _engine_of_last(recipes, opened, lambda engine, recipe: engine.outline(recipe))
+    _engine_of_last(recipes, opened, _outlined)
     return _engine_of_last(
         recipes,
         opened,
@@ -118,6 +155,12 @@ def staged_engine(
         device=device,
         resident=resident,
     )
+
+
+def _outlined(engine: MergeEngine, recipe: Recipe) -> Mapping[str, torch.Tensor]:
+    for note in engine.target.notes:
+        warnings.warn(f"{recipe.place}: {note}", EvomergeWarning, stacklevel=5)
+    return engine.outline(recipe)
 
 
 def _engine_of_last(
@@ -132,12 +175,16 @@ def _engine_of_last(
     for recipe in recipes[:-1]:
         engine = _engine(recipe, opened, merged, device, resident=False)
         reference = ModelReference(str(recipe.name))
-        like = _tokenizer_of(recipe, engine, opened)
         merged[reference] = MergedModel(
-            reference, like, tensors(engine, recipe), engine.layers(recipe)
+            reference,
+            engine.like,
+            tensors(engine, recipe),
+            engine.layers(recipe),
+            engine.target.vocabulary,
         )
     engine = _engine(recipes[-1], opened, merged, device, resident)
-    engine.outline(recipes[-1])
+    if tensors is _outlined:
+        tensors(engine, recipes[-1])
     return engine
 
 
@@ -149,7 +196,7 @@ def _engine(
     resident: bool,
 ) -> MergeEngine:
     models = [merged.get(one) or opened[one] for one in recipe.models_named]
-    return MergeEngine(None, models, device=device, resident=resident)
+    return MergeEngine(None, models, device=device, resident=resident, vocabulary_of=recipe)
 
 
 def _open_all(
@@ -168,15 +215,33 @@ def _open_all(
                 faults += problem.faults
     if faults:
         raise CheckpointError(faults)
+    lead = opened.get(_lead(recipes))
+    if lead is not None:
+        opened.update((reference, one.aligned(lead)) for reference, one in [*opened.items()])
+
+
+def _lead(recipes: Sequence[Recipe]) -> ModelReference:
+    """The stored model that the last stage's result is like; all tensors go by its names.
+
+    As in a search, whose engine holds the models of all stages: masks depend on the names.
+    """
+    made = {ModelReference(str(recipe.name)): recipe for recipe in recipes[:-1]}
+    model = recipes[-1].models_named[0]
+    while model in made:
+        model = made.pop(model).models_named[0]
+    return model
 
 
 def _check_fit(recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]) -> None:
-    """Refuse models of one recipe that do not fit each other; a stage is like its first model."""
+    """Refuse models of one recipe that do not fit each other; a stage is like its first model.
+
+    What rows stand for is not looked at here: a stage may have another vocabulary.
+    """
     likes = dict(opened)
     faults: list[Fault] = []
     for recipe in recipes:
         models = list(dict.fromkeys(likes[m] for m in recipe.models_named if m in likes))
-        faults += compare(models) if len(models) > 1 else []
+        faults += compare(models, vocabularies=False) if len(models) > 1 else []
         whole = all(s.layers is None for block in recipe.blocks for s in block.sources)
         if whole and models:
             likes.setdefault(ModelReference(str(recipe.name)), models[0])
@@ -204,41 +269,25 @@ def _check_recipes(recipes: Sequence[Recipe]) -> None:
 def _unsupported(recipe: Recipe) -> list[str]:
     """What a recipe may say but this version does not do."""
     faults = []
-    if recipe.tokenizer is not None:
-        faults.append(
-            "tokenizer: token by token settings are not supported; write tokenizer_source"
-        )
-    template = recipe.chat_template
-    if template is not None and template != "auto" and "{" not in template:
-        faults.append(f"chat_template: {template!r} is no template's text; names are not supported")
+    template = template_problem(recipe)
+    if template is not None:
+        faults.append(f"chat_template: {template}")
     name = recipe.out_dtype or recipe.dtype
     if name is not None and name not in DTYPES:
         faults.append(f"dtype: {name!r} is not supported; allowed: {', '.join(DTYPES)}")
     return faults
 
 
-def _tokenizer_of(
-    recipe: Recipe, engine: MergeEngine, opened: Mapping[ModelReference, Checkpoint]
-) -> Checkpoint:
-    """The model whose configuration and tokenizer the written one gets.
-
-    All vocabularies are equal (``compare``), so that ``union`` and ``base`` mean the same.
-    """
-    source = recipe.tokenizer_source
-    if isinstance(source, ModelReference) and source in opened:
-        return opened[source]
-    return engine.like
-
-
 def _files(
-    recipes: Sequence[Recipe], opened: Mapping[ModelReference, Checkpoint]
-) -> dict[str, str]:
+    recipes: Sequence[Recipe],
+    opened: Mapping[ModelReference, Checkpoint],
+    fingerprints: Fingerprints,
+) -> dict[str, Text]:
     text = write_recipes(recipes)
-    files = {RECIPE_FILE: text, "README.md": model_card(text, recipes, opened)}
-    template = recipes[-1].chat_template
-    if template is not None and template != "auto":
-        files["chat_template.jinja"] = template
-    return files
+    return {
+        RECIPE_FILE: text,
+        "README.md": lambda: model_card(text, recipes, opened, fingerprints),
+    }
 
 
 def _refuse_taken(out: Path) -> None:

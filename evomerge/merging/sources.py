@@ -1,16 +1,19 @@
-"""Where tensors come from: stored models, kept in memory or read when asked; merged ones."""
+"""Models as an engine sees them: stored ones (``stored``), merged ones, others made of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints import Checkpoint, MergedVocabulary
 from evomerge.references import ModelReference
+
+if TYPE_CHECKING:
+    from evomerge.merging.stored import Stored
 
 
 class Source(Protocol):
@@ -29,6 +32,11 @@ class Source(Protocol):
     @property
     def layers(self) -> tuple[int, ...] | None:
         """For each of its layers the one of ``like`` that it is made like; None: the same ones."""
+        ...
+
+    @property
+    def vocabulary(self) -> MergedVocabulary | None:
+        """Its tokens, where they are not those of ``like``."""
         ...
 
     @property
@@ -59,7 +67,15 @@ class Source(Protocol):
         ...
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor; not to be written to."""
+        """A tensor, where it is computed with; not to be written to."""
+        ...
+
+    def held(self, name: str) -> torch.Tensor:
+        """A tensor, where it is held; not to be written to."""
+        ...
+
+    def origin(self, name: str) -> tuple[Stored, str] | None:
+        """The stored model and tensor that a tensor's values are the first of; None: it is made."""
         ...
 
 
@@ -73,12 +89,14 @@ class MergedModel:
         tensors: name → tensor.
         layers: for each of its layers the one of ``like`` that it is made like, where layers were
             stacked; None: the same ones.
+        vocabulary: its tokens, where they are not those of ``like``.
     """
 
     reference: ModelReference
     like: Checkpoint
     tensors: Mapping[str, torch.Tensor]
     layers: tuple[int, ...] | None = None
+    vocabulary: MergedVocabulary | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,58 +126,8 @@ class MergedModel:
     def tensor(self, name: str) -> torch.Tensor:
         return self.tensors[name]
 
+    def held(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
 
-class Stored:
-    """A stored model, its tensors checked for NaN and infinity as they are read.
-
-    Args:
-        checkpoint: the model.
-        device: where its tensors go.
-        resident: keep every tensor once read (a search), or read it each time (one merge).
-    """
-
-    def __init__(
-        self, checkpoint: Checkpoint, device: torch.device | str, *, resident: bool
-    ) -> None:
-        self.like = checkpoint
-        self.layers = None
-        self._device = device
-        self._kept: dict[str, torch.Tensor] | None = None
-        if resident:
-            self._kept = {name: self._read(name) for name in checkpoint.names}
-
-    @property
-    def reference(self) -> ModelReference:
-        return self.like.reference
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.like.names
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return self.like.torch_dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.like.nbytes
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.like
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.like.shape(name)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.like.dtype(name)
-
-    def tensor(self, name: str) -> torch.Tensor:
-        if self._kept is None:
-            return self._read(name)
-        if name not in self._kept:
-            # A tied tensor's other name.
-            self._kept[name] = self._read(name)
-        return self._kept[name]
-
-    def _read(self, name: str) -> torch.Tensor:
-        return self.like.tensor(name, check=True).to(self._device)
+    def origin(self, name: str) -> None:
+        return None

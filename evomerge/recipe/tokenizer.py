@@ -37,7 +37,8 @@ class Tokenizer:
     Args:
         source: ``union`` of all models' vocabularies, ``base``, or a model.
         tokens: token → where its embedding comes from.
-        pad_to_multiple_of: rows of zeros are added to the embeddings up to a multiple of this.
+        pad_to_multiple_of: rows are added to the embeddings up to a multiple of this, each the
+            mean of the tokens' rows.
     """
 
     source: str | ModelReference = "union"

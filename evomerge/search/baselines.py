@@ -7,7 +7,7 @@ express is also a point of the search space, where CMA-ES can start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evomerge.recipe import METHODS, Recipe, write_recipes
@@ -24,21 +24,31 @@ _WHOLE: dict[str, Any] = {"density": 1.0, "lambda_": 1.0, "trim": 1.0, "select_t
 """A model as it is needs every element, and lambda 1."""
 
 
-def baselines(space: SearchSpace, num_layers: int) -> list[PlannedBaseline]:
+def baselines(
+    space: SearchSpace, num_layers: int, *, one_vocabulary: bool = True
+) -> list[PlannedBaseline]:
     """The baselines of a space, the base model first.
 
     Args:
         space: the search space.
         num_layers: of its models.
+        one_vocabulary: whether the models' rows stand for the same tokens as they are. Else the
+            recipe of one model names the others too, at weight 0, in each of the stages: what the
+            merged vocabulary is depends on all of them. A base that no recipe of the space names
+            has no such recipe.
     """
     bases = _bases(space)
-    planned = [_alone(BASE, space, bases[0], num_layers)] if bases else []
+    named = one_vocabulary or (bases and _way(space, bases[0]) is not None)
+    planned = [_alone(BASE, space, bases[0], num_layers, one_vocabulary)] if bases and named else []
     tuned = [model for _, stage in space.every_stage for model in stage.models]
     stored = [model for model in dict.fromkeys(tuned) if model in space.stored_models]
     if not space.stages:
         stored = list(space.models)
     names = labels([model for model in stored if not space.stages or model not in bases])
-    planned += [_alone(f"only {label}", space, model, num_layers) for model, label in names.items()]
+    planned += [
+        _alone(f"only {label}", space, model, num_layers, one_vocabulary)
+        for model, label in names.items()
+    ]
     for method in space.methods:
         if len(space.models) > 1 or method == "slerp":
             label = UNIFORM if len(space.methods) == 1 else f"{UNIFORM} {method}"
@@ -59,8 +69,31 @@ def _bases(space: SearchSpace) -> list[ModelReference]:
     return [model for model in named if model is not None and model in space.stored_models]
 
 
+def _participants(stage: Stage) -> tuple[ModelReference, ...]:
+    """The models that the recipes of a merge name, in their order."""
+    named = stage.base_model is not None and (
+        METHODS[stage.methods[0]].takes_base or stage.base_model in stage.models
+    )
+    base = (stage.base_model,) if stage.base_model is not None and named else ()
+    return tuple(dict.fromkeys((*base, *stage.models)))
+
+
+def _way(space: SearchSpace, model: ModelReference) -> dict[str, ModelReference] | None:
+    """What each merge on the way from a model to the space's result takes, by the merge's prefix.
+
+    None where the model has no part in it.
+    """
+    for prefix, stage in reversed(space.every_stage):
+        if model in _participants(stage):
+            if not prefix:
+                return {prefix: model}
+            further = _way(space, ModelReference(stage.name))
+            return None if further is None else {prefix: model, **further}
+    return None
+
+
 def _alone(
-    label: str, space: SearchSpace, model: ModelReference, num_layers: int
+    label: str, space: SearchSpace, model: ModelReference, num_layers: int, one_vocabulary: bool
 ) -> PlannedBaseline:
     """A stored model as it is: a point of the space if it can be, else a blend of one."""
     names = space.labels
@@ -69,12 +102,34 @@ def _alone(
         genome = space.encode(num_layers, weights, **_WHOLE)
         if genome is not None:
             return PlannedBaseline(label, decode(space, genome, num_layers), genome)
-    mapping = {
+    if one_vocabulary:
+        mappings = [_choice(space, model, (model,))]
+    else:
+        way = _way(space, model) or {}
+        mappings = []
+        for prefix, stage in space.every_stage:
+            members = _participants(stage)
+            name = {"name": stage.name} if prefix else {}
+            mappings.append({**name, **_choice(stage, way.get(prefix, members[0]), members)})
+    recipes = [Recipe.from_mapping(mapping, label) for mapping in mappings]
+    return PlannedBaseline(label, write_recipes(recipes), None)
+
+
+def _choice(
+    stage: Stage, chosen: ModelReference, members: Sequence[ModelReference]
+) -> dict[str, Any]:
+    """The recipe of a merge that gives one of its members as it is."""
+    mapping: dict[str, Any] = {
         "merge_method": "linear",
-        "models": [{"model": model.as_data(), "parameters": {"weight": 1.0}}],
-        **_types(space),
+        "models": [
+            {"model": one.as_data(), "parameters": {"weight": float(one == chosen)}}
+            for one in members
+        ],
+        **_types(stage),
     }
-    return PlannedBaseline(label, Recipe.from_mapping(mapping, label).to_yaml(), None)
+    if len(members) > 1 and stage.base_model in members and stage.base_model is not None:
+        mapping["base_model"] = stage.base_model.as_data()
+    return mapping
 
 
 def _uniform(label: str, space: SearchSpace, method: str, num_layers: int) -> PlannedBaseline:

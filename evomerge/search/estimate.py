@@ -62,7 +62,8 @@ def estimate(
         torch.set_num_threads(before)
     tokens = scored_tokens(prepared.search_items)
     base = prepared.checkpoints[0]
-    looked_up = math.prod(base.shape(base.embedding)) if base.embedding else 0
+    width = base.shape(base.embedding)[1:] if base.embedding else (0,)
+    looked_up = math.prod((prepared.height, *width))
     resident = prepared.worker_bytes
     seconds = 2 * (prepared.parameters - looked_up) * tokens / rate + resident / bandwidth
     return Estimate(

@@ -22,7 +22,9 @@ from evomerge.evaluation import (
     build_items,
     context_length,
 )
-from evomerge.merging import DTYPES, StagedEngine, staged_engine
+from evomerge.merging import DTYPES, StagedEngine, Target, devices_of, staged_engine
+from evomerge.merging.placing import Device
+from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.pool import Job, Outcome
@@ -38,18 +40,21 @@ class EvaluatorPlan:
     """Everything a worker needs to know; small, and it pickles.
 
     Args:
-        base: the model whose shape and tokenizer the live model has: the one that task vectors are
-            taken from, or the first where there is none.
+        base: the model whose shape the live model has, vocabulary apart: the one that task vectors
+            are taken from, or the first where there is none.
         models: the other stored models that recipes name.
         dtype: of the live model: ``float32``, ``bfloat16``, ``float16``.
         requests: what is scored.
         setting: how questions are put.
         holdout_items: how many held-out items per task; None for all that there are.
         device: ``cpu``, ``cuda``; None for the accelerator where there is one.
-        spread: the live model lies over all the GPUs that the worker sees, and the held models in
-            host memory, where the merges are made.
+        spread: the live model lies over all the GPUs that the worker sees; each tensor is merged
+            where it lies.
+        residency: where the models are held: ``device``, ``host``, ``auto``.
         threads: CPU threads; None leaves torch's own number.
         trust_remote_code: whether models may bring their own code.
+        vocabulary_of: any of the recipes that are to come (YAML): the live model and the tokenizer
+            have the vocabulary that they all ask for. None is the base's.
     """
 
     base: ModelReference
@@ -60,8 +65,10 @@ class EvaluatorPlan:
     holdout_items: int | None = None
     device: str | None = None
     spread: bool = False
+    residency: Wish = "auto"
     threads: int | None = None
     trust_remote_code: bool = False
+    vocabulary_of: str | None = None
 
     def __call__(self) -> CandidateEvaluator:
         """Build the evaluator; called in the worker's process."""
@@ -83,15 +90,29 @@ class CandidateEvaluator:
             torch.set_num_threads(plan.threads)
         self._plan = plan
         self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
-        held = "cpu" if plan.spread else self._device
-        self._engine = StagedEngine([base, *plan.models], device=held)
-        self._tokenizer = base.tokenizer()
-        self._model: torch.nn.Module = base.load_model(dtype=DTYPES[plan.dtype], device=held)
-        if plan.spread:
-            self._model = spread(self._model, str(plan.base))
+        self._engine, self._model, target = self._build()
+        self._tokenizer = target.vocabulary.tokenizer.load()
         self._scorers: dict[str, Scorer] = {}
         self._scorer("search")
+
+    def _build(self) -> tuple[StagedEngine, torch.nn.Module, Target]:
+        """The engine, the live model and its vocabulary."""
+        plan = self._plan
+        recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
+        # From the models' headers: how tall the live model has to be.
+        target = staged_engine_of(plan, recipes, resident=False).target_of(recipes)
+        base = Checkpoint.open(plan.base, trust_remote_code=plan.trust_remote_code)
+
+        def live(device: str) -> torch.nn.Module:
+            model = base.load_model(dtype=DTYPES[plan.dtype], device=device)
+            return target.vocabulary.fitted(model, base)
+
+        if plan.spread:
+            model = spread(live("cpu"), str(plan.base))
+            return staged_engine_of(plan, recipes, device=devices_of(model, base)), model, target
+        # The engine first: what does not fit is refused before anything is loaded.
+        engine = staged_engine_of(plan, recipes, device=self._device)
+        return engine, live(self._device), target
 
     def run(self, job: Job) -> Outcome:
         """Merge a job's recipe into the live model and score it on the part's items.
@@ -121,6 +142,40 @@ class CandidateEvaluator:
             import torch
 
             torch.cuda.synchronize()
+
+
+def staged_engine_of(
+    plan: EvaluatorPlan,
+    recipes: Sequence[Recipe] | None,
+    *,
+    device: Device = "cpu",
+    resident: bool = True,
+) -> StagedEngine:
+    """The engine of a plan: its models, and one that only gives a tokenizer.
+
+    Args:
+        plan: what to build.
+        recipes: the stages of ``plan.vocabulary_of``.
+        device: see :class:`MergeEngine`.
+        resident: whether the models are held in memory.
+
+    Raises:
+        InputError: a model cannot be read, or the models' tokens do not fit.
+    """
+    stages = {ModelReference(str(recipe.name)) for recipe in (recipes or ())[:-1]}
+    named = [model for recipe in recipes or () for model in recipe.models_named]
+    models = [
+        Checkpoint.open(one, trust_remote_code=plan.trust_remote_code)
+        for one in dict.fromkeys([plan.base, *plan.models, *named])
+        if one not in stages
+    ]
+    return StagedEngine(
+        models,
+        device=device,
+        resident=resident,
+        residency=plan.residency,
+        vocabulary_of=recipes,
+    )
 
 
 @dataclass(frozen=True)
@@ -167,9 +222,10 @@ def live_model(
     if engine.layers(source[-1]) is not None:
         problem = "changes the layers; write the model with `evomerge merge`, then evaluate that"
         raise RecipeError([Fault(source[-1].place, problem)])
-    model = engine.like.load_model(dtype=engine.dtype(source[-1]), device=where)
+    model = engine.load_model(dtype=engine.dtype(source[-1]), device=where)
     engine.merge_into(model, source[-1])
-    return LoadedModel(model.to(wanted) if wanted else model, engine.like.tokenizer(), where)
+    tokenizer = engine.target.vocabulary.tokenizer.load()
+    return LoadedModel(model.to(wanted) if wanted else model, tokenizer, where)
 
 
 def score(loaded: LoadedModel, requests: Sequence[TaskRequest], setting: Setting) -> Scores:

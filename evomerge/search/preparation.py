@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints import Checkpoint, compare
-from evomerge.errors import CheckpointError, Fault, InputError, SpaceError
+from evomerge.checkpoints import Checkpoint, MergedVocabulary, compare
+from evomerge.errors import CheckpointError, InputError, SpaceError
 from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
-from evomerge.merging import DTYPES, layout_of
+from evomerge.merging import DTYPES, ResidencyPlan, Target, layout_of
 from evomerge.recipe import read_recipes, resolve
-from evomerge.search.baselines import baselines, decode
-from evomerge.search.evaluator import EvaluatorPlan, items_of
+from evomerge.references import ModelReference
+from evomerge.search.baselines import BASE, baselines, decode
+from evomerge.search.evaluator import EvaluatorPlan, items_of, staged_engine_of
+from evomerge.search.gathering import Faults
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.verdict import FEWEST
 from evomerge.search.workers import Resources
@@ -43,6 +45,8 @@ class Preparation:
         search_items, holdout_items: the items of each part; the latter None where nothing is held
             out, with the reason among ``notes``.
         notes: what the user should know before the search begins.
+        height: how many rows for tokens the merged models have.
+        residency: where the workers hold the models, once that is planned.
     """
 
     space: SearchSpace
@@ -54,44 +58,35 @@ class Preparation:
     search_items: ItemSet
     holdout_items: ItemSet | None
     notes: tuple[str, ...]
+    height: int
+    residency: ResidencyPlan | None = None
 
     @property
     def parameters(self) -> int:
-        """How many elements the models' tensors have."""
+        """How many elements the merged models' tensors have."""
         base = self.checkpoints[0]
-        return sum(math.prod(base.shape(name)) for name in base.names)
+        rows = set(base.token_tensors)
+        return sum(
+            (self.height if name in rows else 1)
+            * math.prod(base.shape(name)[1 if name in rows else 0 :])
+            for name in base.names
+        )
 
     @property
     def worker_bytes(self) -> int:
         """Memory for one worker's models: base, fine-tuned models, and the live model."""
-        resident = sum(checkpoint.nbytes for checkpoint in self.checkpoints)
-        return resident + self.parameters * DTYPES[self.plan.dtype].itemsize
+        return sum(checkpoint.nbytes for checkpoint in self.held) + self.live_bytes
 
+    @property
+    def held(self) -> tuple[Checkpoint, ...]:
+        """The models that each worker holds: not one that only gives a tokenizer."""
+        held = {self.plan.base, *self.plan.models}
+        return tuple(one for one in self.checkpoints if one.reference in held)
 
-class _Faults:
-    """Gathers faults of several steps, so that they are raised together."""
-
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
-        self._error: type[InputError] = InputError
-
-    def gather(self, step: Any, *arguments: Any) -> Any:
-        """The step's result; None if it found faults, which are kept."""
-        try:
-            return step(*arguments)
-        except InputError as problem:
-            self.add(problem.faults, type(problem))
-            return None
-
-    def add(self, faults: Iterable[Fault], error: type[InputError]) -> None:
-        before = len(self.faults)
-        self.faults.extend(fault for fault in faults if fault not in self.faults)
-        if len(self.faults) > before:
-            self._error = error if before == 0 or self._error is error else InputError
-
-    def check(self) -> None:
-        if self.faults:
-            raise self._error(self.faults)
+    @property
+    def live_bytes(self) -> int:
+        """Memory of the live model."""
+        return self.parameters * DTYPES[self.plan.dtype].itemsize
 
 
 def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
@@ -104,21 +99,29 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     Raises:
         InputError: everything that is wrong, at once; its subclass if all is of one kind.
     """
-    faults = _Faults()
+    faults = Faults()
     checkpoints = _open_all(space, faults)
     if checkpoints:
-        faults.add(faults.gather(compare, checkpoints) or (), CheckpointError)
+        unlike = faults.gather(lambda: compare(checkpoints, vocabularies=False))
+        faults.add(unlike or (), CheckpointError)
     faults.check()
     base = checkpoints[0]
     # From here on the type is explicit: recipes say it, and nothing downstream adds a default.
     space = _typed(space, _name(base.torch_dtype))
     genes = faults.gather(space.genes, base.num_layers)
-    planned = faults.gather(baselines, space, base.num_layers) if genes else None
+    plan = evaluator_plan(space, base)
     if genes:
         faults.gather(_resolves, space, genes, base)
-    plan = evaluator_plan(space, base)
-    notes: list[str] = []
-    search_items, held_out = _items(plan, base, hold_out, faults, notes)
+        plan = replace(plan, vocabulary_of=faults.gather(_middle, space, genes, base))
+    targets = faults.gather(_targets, plan)
+    faults.check()
+    target = targets[-1]
+    sources = [stage.tokenizer_source for _, stage in space.every_stage]
+    alike = not any(one.rows for one in targets) and not any(sources)
+    planned = baselines(space, base.num_layers, one_vocabulary=alike) if genes else []
+    notes: list[str] = list(target.notes)
+    notes += _left_out(space, planned)
+    search_items, held_out = _items(plan, target.vocabulary, base, hold_out, faults, notes)
     faults.check()
     if not genes:
         raise SpaceError([space.fault(("genome",), "nothing varies: every value is fixed")])
@@ -132,7 +135,8 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
         checkpoints=tuple(checkpoints),
         num_layers=base.num_layers,
         genes=tuple(genes),
-        baselines=tuple(planned or ()),
+        baselines=tuple(planned),
+        height=target.vocabulary.height,
         plan=plan,
         search_items=search_items,
         holdout_items=held_out,
@@ -155,6 +159,7 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
             include_path=space.include_path,
         ),
         holdout_items=space.holdout.items if space.holdout else None,
+        residency=space.resources.residency,
         trust_remote_code=space.trust_remote_code,
     )
 
@@ -215,8 +220,15 @@ def with_resources(plan: EvaluatorPlan, resources: Resources) -> EvaluatorPlan:
     return replace(plan, device=device, spread=resources.gpus > 1, threads=threads)
 
 
-def _open_all(space: SearchSpace, faults: _Faults) -> list[Checkpoint]:
-    opened = [faults.gather(_open, reference, space) for reference in space.stored_models]
+def _open_all(space: SearchSpace, faults: Faults) -> list[Checkpoint]:
+    references = list(space.stored_models)
+    for _, stage in space.every_stage:
+        if stage.tokenizer_source not in (None, "base", "union"):
+            # Its tokenizer, and rows for tokens that nobody else knows; it need not be merged.
+            references.append(ModelReference.parse(str(stage.tokenizer_source)))
+    stages = {ModelReference(stage.name) for stage in space.stages}
+    references = [one for one in dict.fromkeys(references) if one not in stages]
+    opened = [faults.gather(_open, reference, space) for reference in references]
     return [checkpoint for checkpoint in opened if checkpoint is not None]
 
 
@@ -227,18 +239,50 @@ def _open(reference: Any, space: SearchSpace) -> Checkpoint:
 def _resolves(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> None:
     """Resolve the recipes in the genome's middle and corners: what is illegal there shows."""
     layout = layout_of(base)
-    middle = {gene.name: (gene.low + gene.high) / 2 for gene in genes}
-    lowest = {gene.name: gene.low for gene in genes}
-    highest = {gene.name: gene.high for gene in genes}
-    for genome in (middle, lowest, highest):
-        for recipe in read_recipes(decode(space, genome, base.num_layers)):
+    for text in (_middle(space, genes, base), *_corners(space, genes, base)):
+        for recipe in read_recipes(text):
             resolve(recipe, layout)
 
 
+def _corners(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> list[str]:
+    lowest = {gene.name: gene.low for gene in genes}
+    highest = {gene.name: gene.high for gene in genes}
+    return [decode(space, genome, base.num_layers) for genome in (lowest, highest)]
+
+
+def _middle(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> str:
+    """The recipe in the genome's middle (YAML)."""
+    middle = {gene.name: (gene.low + gene.high) / 2 for gene in genes}
+    return decode(space, middle, base.num_layers)
+
+
+def _targets(plan: EvaluatorPlan) -> list[Target]:
+    """The vocabularies of the merged models, stage by stage, planned from the files alone."""
+    recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
+    engine = staged_engine_of(plan, recipes, resident=False)
+    if recipes is None:
+        return [engine.target_of(None)]
+    return [engine.target_of(recipes[: number + 1]) for number in range(len(recipes))]
+
+
+def _left_out(space: SearchSpace, planned: Sequence[PlannedBaseline]) -> list[str]:
+    if space.base_model is None or not planned or any(one.label == BASE for one in planned):
+        return []
+    return [
+        f"{space.base_model} is no baseline: {space.methods_named} does not merge it, and its "
+        "vocabulary is another"
+    ]
+
+
 def _items(
-    plan: EvaluatorPlan, base: Checkpoint, hold_out: bool, faults: _Faults, notes: list[str]
+    plan: EvaluatorPlan,
+    vocabulary: MergedVocabulary,
+    base: Checkpoint,
+    hold_out: bool,
+    faults: Faults,
+    notes: list[str],
 ) -> tuple[Any, ItemSet | None]:
-    tokenizer = faults.gather(base.tokenizer)
+    tokenizer = faults.gather(vocabulary.tokenizer.load)
     if tokenizer is None:
         return None, None
     config = base.model_config()

@@ -248,8 +248,11 @@ class ResourceSpec(Strict):
         gpus: for each worker; a fraction shares one.
         cpus: for each worker.
         workers: how many run at once.
+        residency: where each worker holds the models: ``device`` (with the arithmetic), ``host``
+            (in the machine's memory, one copy for all its workers) or ``auto``, by their sizes.
     """
 
     gpus: Annotated[Real, Field(ge=0)] | None = None
     cpus: Annotated[Real, Field(gt=0)] | None = None
     workers: Count | None = None
+    residency: Literal["auto", "device", "host"] = "auto"

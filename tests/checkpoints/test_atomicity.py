@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from evomerge.checkpoints import Checkpoint, shards, write_model
+from evomerge.checkpoints import Checkpoint, behind, shards, write_model
 from evomerge.errors import CheckpointError, TrialError
 
 Mount = Callable[[str], Path]
@@ -120,6 +121,51 @@ def test_a_full_disk_is_told_and_left_as_it_was(limit: int, like: Checkpoint, mo
         write_model(disk / "out", tensors(), like=like, max_shard_bytes=limit)
     assert held(disk) == []
     assert shutil.disk_usage(disk).used == 0
+
+
+def test_after_a_failed_write_nothing_more_is_written(
+    like: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors that wait for the disk when it is found full are given up, however many."""
+    calls: list[int] = []
+
+    def full(_file: int, _content: memoryview, offset: int) -> int:
+        calls.append(offset)
+        time.sleep(0.05)  # so that more of them wait
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(behind.os, "pwrite", full)
+    with pytest.raises(CheckpointError, match="no space is left"):
+        write_model(tmp_path / "out", tensors(50, 1000), like=like, max_shard_bytes=20_000)
+    assert len(calls) == 1
+    assert held(tmp_path) == []
+
+
+def test_a_slow_disk_holds_up_the_making_of_tensors(
+    like: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the disk is bounded: 256 MiB, or one tensor."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def slow(file: int, content: memoryview, offset: int) -> int:
+        time.sleep(0.02)
+        return min(len(content), 1 << 27)  # said to be written
+
+    def large() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal most
+        for number in range(10):
+            # Pages that are never touched cost no memory.
+            tensor = torch.empty(1 << 26, dtype=torch.int8)
+            alive.append(weakref.ref(tensor))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield f"t{number}", tensor
+            del tensor
+
+    monkeypatch.setattr(behind.os, "pwrite", slow)
+    write_model(tmp_path / "out", large(), like=like)
+    # Four wait, one is new; the one being written may still be held by its writer.
+    assert 2 <= most <= 6
 
 
 def test_a_disk_too_small_is_refused_before_a_tensor_is_made(

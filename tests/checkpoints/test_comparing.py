@@ -48,12 +48,23 @@ def test_shapes_name_tensor_shapes_and_both_models(llama: Path, tmp_path: Path) 
     assert len(faults) == 6
 
 
-def test_vocabularies_of_other_sizes_say_what_to_do(llama: Path, tmp_path: Path) -> None:
-    faults = said(llama, other(tmp_path, (*WORDS, "x", "y"), vocab_size=SIZE + 2))
-    assert len(faults) == 2
-    for fault, name in zip(faults, ("lm_head.weight", "model.embed_tokens.weight"), strict=True):
-        assert fault.startswith(f"{tmp_path}: {name}: has shape [66, 16], but [64, 16] in {llama}")
-        assert f"resize_token_embeddings({SIZE})" in fault
+def test_vocabularies_of_other_sizes_fit_where_numbers_agree(llama: Path, tmp_path: Path) -> None:
+    taller = other(tmp_path, (*WORDS, "x", "y"), vocab_size=SIZE + 2)
+    assert said(llama, taller) == []
+    assert said(taller, llama) == []
+
+
+def test_a_head_of_another_height_than_its_embeddings_is_told(llama: Path, tmp_path: Path) -> None:
+    folder = other(tmp_path)
+    state = stored(folder)
+    state["lm_head.weight"] = state["lm_head.weight"][:60].clone()
+    rewrite(folder, state)
+    (fault,) = said(llama, folder)
+    assert fault == (
+        f"{folder}: lm_head.weight: has shape [60, 16], but [64, 16] in {llama}; its own "
+        f"model.embed_tokens.weight has 64 rows in {folder}; only fine-tuned versions of one model "
+        "can be merged"
+    )
 
 
 def test_missing_and_extra_tensors_are_gathered(llama: Path, tmp_path: Path) -> None:
@@ -65,10 +76,19 @@ def test_missing_and_extra_tensors_are_gathered(llama: Path, tmp_path: Path) -> 
     assert "has model.layers.1.input_layernorm.weight" in faults[0]
 
 
-def test_a_shared_output_head_against_one_of_its_own(llama: Path, tmp_path: Path) -> None:
+def test_a_shared_output_head_fits_one_of_its_own(llama: Path, tmp_path: Path) -> None:
     save(make("tied"), tmp_path / "tied")
-    (fault,) = said(tmp_path / "tied", llama)
-    assert "has lm_head.weight" in fault
+    assert said(tmp_path / "tied", llama) == []
+    assert said(llama, tmp_path / "tied") == []
+
+
+def test_a_head_that_is_missing_is_told(llama: Path, tmp_path: Path) -> None:
+    folder = other(tmp_path)
+    state = stored(folder)
+    del state["lm_head.weight"]
+    rewrite(folder, state)
+    (fault,) = said(llama, folder)
+    assert "lacks lm_head.weight" in fault
     assert "shares its output head with its embeddings" in fault
 
 
@@ -105,6 +125,9 @@ def test_tokens_with_other_numbers_are_told(llama: Path, tmp_path: Path) -> None
     assert fault.startswith(f"{tmp_path}: tokenizer: gives 2 tokens other numbers than {llama} (")
     assert "'w58' is 63, not 62" in fault
     assert "model.embed_tokens.weight" in fault
+    assert "tokenizer_source: base (or union, or a model)" in fault
+    by_token = [Checkpoint.open(str(path)) for path in (llama, tmp_path)]
+    assert compare(by_token, vocabularies=False) == []
 
 
 def test_other_trained_tokens_are_told(llama: Path, tmp_path: Path) -> None:

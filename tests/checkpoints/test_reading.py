@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints import Checkpoint, Fingerprints
 from evomerge.errors import CheckpointError
 from tests.checkpoints.worlds import SIZE, edit_json, make, rewrite, save, stored
 
@@ -180,3 +182,62 @@ def test_buffers_that_models_rebuild_are_left_out(folder: Path) -> None:
     names = set(stored(folder)) | set(kept)
     rewrite(folder, stored(folder) | rebuilt | kept)
     assert set(Checkpoint.open(str(folder)).names) == names
+
+
+def test_sums_begun_early_are_the_files_own(llama: Path, folder: Path) -> None:
+    wanted = [Checkpoint.open(str(one)) for one in (llama, folder)]
+    with Fingerprints() as sums:
+        for one in wanted:
+            sums.begin(one.weight_files)
+            sums.begin(one.weight_files)  # twice is once
+        assert [sums.of(one.weight_files) for one in wanted] == [
+            hashlib.sha256((one.folder / "model.safetensors").read_bytes()).hexdigest()
+            for one in wanted
+        ]
+
+
+def test_sums_of_a_file_that_cannot_be_read_say_so(tmp_path: Path) -> None:
+    with Fingerprints() as sums:
+        sums.begin([tmp_path / "gone"])
+        with pytest.raises(CheckpointError, match=r"gone: cannot be read: No such file"):
+            sums.of([tmp_path / "gone"])
+
+
+def test_sums_that_are_given_up_do_not_go_on(tmp_path: Path) -> None:
+    """A file that would take for ever; the command that wanted its sum has failed."""
+    with (tmp_path / "endless").open("wb") as file:
+        file.truncate(1 << 40)  # a hole, a quarter of an hour long
+    before = threading.active_count()
+    with Fingerprints() as sums:
+        sums.begin([tmp_path / "endless"])
+        assert threading.active_count() == before + 1
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_mapped_tensor_is_the_same_and_costs_no_copy(llama: Path) -> None:
+    checkpoint = Checkpoint.open(str(llama))
+    for name in checkpoint.names:
+        mapped = checkpoint.tensor(name, check=True, mapped=True)
+        assert torch.equal(mapped, checkpoint.tensor(name))
+        assert mapped.data_ptr() == checkpoint.tensor(name, mapped=True).data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_large_finite_numbers_pass_though_their_sum_does_not(
+    dtype: torch.dtype, folder: Path
+) -> None:
+    largest = torch.full((64,), torch.finfo(dtype).max, dtype=dtype)
+    tensors = stored(folder)
+    name = "model.norm.weight"
+    rewrite(folder, {**tensors, name: largest})
+    checkpoint = Checkpoint.open(str(folder))
+    assert torch.equal(checkpoint.tensor(name, check=True), largest)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        broken = largest.clone()
+        broken[40] = bad
+        rewrite(folder, {**tensors, name: broken})
+        with pytest.raises(CheckpointError, match="1 of 64 elements are not finite"):
+            Checkpoint.open(str(folder)).tensor(name, check=True)

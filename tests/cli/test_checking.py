@@ -191,3 +191,29 @@ def test_mergekit_evolves_own_file_is_checked_and_searched_unchanged(world: Worl
     scores = best["best"]["scores"]
     total = scores["quickstart_add"]["acc,none"][0] + 0.5 * scores["quickstart_most"]["acc,none"][0]
     assert best["best"]["fitness"] == pytest.approx(total)  # their plain sum
+
+
+def test_where_the_models_will_be_held_is_told(shared: World) -> None:
+    space = shared.space("held", resources={"residency": "device", "workers": 3})
+    assert "Models in host memory, a copy for each of 3 workers: " in said(run("check", space))
+    data = strict_json(run("check", shared.space("good"), "--json", "--workers", 2).stdout)
+    assert data["residency"]["residency"] == "host"
+    assert "one copy for all 2 workers, mapped from the files" in data["residency"]["message"]
+    # Three models once, the live model for each worker.
+    assert 0 < data["residency"]["host_bytes"] < data["at_least"]["worker_bytes"] * 2
+
+
+def test_models_that_do_not_fit_are_refused(shared: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evomerge.search.residence.free_host_memory", lambda: 10**6)
+    for command in ("check", "search"):
+        result = run(command, shared.space("large", resources={"residency": "host"}))
+        assert result.exit_code == 1
+        text = " ".join(result.stderr.split())
+        assert "large.yaml:" in text
+        assert "resources.residency: the models do not fit (host: " in text
+        assert "are needed in host memory, 1.0 MB are free, a tenth of it kept back" in text
+    assert not (shared.root / "studies" / "large").exists()
+    result = run("check", shared.space("strange", resources={"residency": "gpu"}))
+    assert result.exit_code == 1
+    assert "resources.residency" in result.stderr
+    assert "auto" in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,36 @@ def test_a_merged_model_is_a_model(family: Family) -> None:
     for name, tensor in again.tensors(later):
         start = made[name].float()
         assert torch.equal(tensor, (start + 0.5 * (code[name] - start)).bfloat16())
+
+
+def test_what_is_read_as_it_is_needed_is_what_is_held(half_family: Family) -> None:
+    """One merge reads ahead in a thread; several at once, or in another order, get the same."""
+    held, read = engine_of(half_family), engine_of(half_family, resident=False)
+    recipes = [recipe_of(half_family, method) for method in ("ties", "dare_linear", "linear")]
+    expected = [dict(held.tensors(recipe)) for recipe in recipes]
+    for recipe, wanted in zip(recipes, expected, strict=True):
+        same_bits(dict(read.tensors(recipe)), wanted)
+    together = zip(*(read.tensors(recipe) for recipe in recipes), strict=True)
+    found = [dict(part) for part in zip(*together, strict=True)]
+    for mine, wanted in zip(found, expected, strict=True):
+        same_bits(mine, wanted)
+
+
+def test_reading_ahead_ends_with_what_it_was_for(family: Family) -> None:
+    before = threading.active_count()
+    tensors = engine_of(family, resident=False).tensors(recipe_of(family, "ties"))
+    next(tensors)
+    assert threading.active_count() == before + 1
+    tensors.close()
+    assert threading.active_count() == before
+
+
+def test_what_is_not_finite_is_refused_when_its_turn_comes(own_family: Family) -> None:
+    folder, name = own_family.tuned[1], "model.layers.2.mlp.up_proj.weight"
+    tensors = stored(folder)
+    tensors[name][3, 4] = float("nan")
+    rewrite(folder, tensors)
+    engine, made = engine_of(own_family, resident=False), []
+    with pytest.raises(CheckpointError, match=rf"{name}: 1 of 384 elements are not finite \(1 NaN"):
+        made.extend(name for name, _ in engine.tensors(recipe_of(own_family, "linear")))
+    assert name not in made

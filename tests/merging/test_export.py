@@ -271,8 +271,7 @@ def test_a_fault_of_the_last_stage_costs_no_merge(
 def test_what_is_not_supported_is_said(family: Family, tmp_path: Path) -> None:
     for key, value, why in (
         ("dtype", "float64", "float64"),
-        ("chat_template", "chatml", "names are not supported"),
-        ("tokenizer", {"source": "base"}, "tokenizer_source"),
+        ("chat_template", "chitchat", "no template's text and no name; allowed: auto, alpaca"),
     ):
         recipe = recipe_of(family, "ties", **{key: value})
         nothing_written(tmp_path, [recipe], RecipeError, why)

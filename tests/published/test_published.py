@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,11 +32,6 @@ HERMES, OPENBIO = "NousResearch/Hermes-2-Pro-Llama-3-8B", "aaditya/Llama3-OpenBi
 MISTRAL, CHAT = "mistralai/Mistral-7B-v0.1", "Intel/neural-chat-7b-v3-3"
 MATH = "WizardLM/WizardMath-7B-V1.1"
 ROWS, MORE = 30, 2  # of embeddings; those that Hermes has beside them
-
-needs_heights = pytest.mark.skipif(
-    find_spec("evomerge.merging.vocabularies") is None,
-    reason="embeddings of different heights are the vocabularies' work",
-)
 
 
 def mistral() -> MistralForCausalLM:
@@ -131,7 +125,6 @@ def test_the_biomed_recipe_merges(even_llamas: dict[str, Path], tmp_path: Path) 
     ]
 
 
-@needs_heights
 @pytest.mark.filterwarnings("ignore::evomerge.errors.EvomergeWarning")
 def test_hermes_larger_vocabulary(llamas: dict[str, Path], tmp_path: Path) -> None:
     """The base's rows are merged, what Hermes has beyond them is left out, and that is said."""
