@@ -23,7 +23,12 @@ from evomerge.checkpoints.living import (
 )
 from evomerge.checkpoints.placing import Placements, Shapes, check_loaded, placements
 from evomerge.checkpoints.stored import StoredTensors
-from evomerge.checkpoints.structure import Structure, find_structure, structure_by_names
+from evomerge.checkpoints.structure import (
+    Structure,
+    find_structure,
+    structure_by_names,
+    told_by_names,
+)
 from evomerge.checkpoints.tokens import TokenTable
 from evomerge.checkpoints.tying import input_embedding, token_tensors
 from evomerge.checkpoints.vocabulary import Vocabulary, read_vocabulary, vocabulary_file
@@ -161,6 +166,9 @@ class Checkpoint:
     @cached_property
     def structure(self) -> Structure:
         """Which tensors belong to which layer."""
+        told = told_by_names(self.names, counted_layers(self.config, self.names))
+        if told is not None:
+            return told
         placed = self._place(self._stored.shapes)
         found = find_structure(self._empty, placed) if self._empty and placed else None
         return found or structure_by_names(self.names, counted_layers(self.config, self.names))
@@ -170,7 +178,7 @@ class Checkpoint:
         """The number of layers, of the text's stack where there are several."""
         return self.structure.num_layers
 
-    @property
+    @cached_property
     def embedding(self) -> str | None:
         """The tensor with a row per token; None where that cannot be told from the names."""
         return input_embedding(self._stored.entries)
@@ -182,7 +190,7 @@ class Checkpoint:
             return self.shape(self.embedding)[0]
         return int(text_section(self.config).get("vocab_size", 0))
 
-    @property
+    @cached_property
     def token_tensors(self) -> tuple[str, ...]:
         """The tensors with a row (or an entry) per token: embeddings, output head, its bias."""
         return token_tensors(self._stored.entries)

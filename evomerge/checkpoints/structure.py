@@ -107,6 +107,27 @@ def structure_by_names(names: Iterable[str], num_layers: int) -> Structure:
     return Structure(frozenset(stems), num_layers, frozenset(last))
 
 
+def told_by_names(names: Iterable[str], num_layers: int) -> Structure | None:
+    """The same where names leave no doubt; None where the model has to be asked.
+
+    They leave none where there is one series of blocks, of the configuration's length, and all
+    else is plainly embeddings, a final norm or a head. Asking costs seconds of imports.
+
+    Args:
+        names: of the stored tensors.
+        num_layers: by the configuration.
+    """
+    found = structure_by_names(names, num_layers)
+    (stem, *others) = found.stems or ("",)
+    rest = [name for name in names if not stem or not name.startswith(stem)]
+    layers = {found.layer(name) for name in names} - {None}
+    plain = all(p.search(name) is None for name in names for p in (_SENSES,)) and all(
+        _FIRST.search(name) or _HEADS.search(name) or _FINAL.search(name) for name in rest
+    )
+    whole = layers == set(range(num_layers)) and num_layers > 0
+    return found if plain and whole and not others and stem else None
+
+
 def _stacks(model: torch.nn.Module) -> list[tuple[str, torch.nn.ModuleList]]:
     """The lists of the text's layers with their names, the largest first; usually one.
 

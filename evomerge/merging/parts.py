@@ -44,6 +44,7 @@ class Part:
         self.density = contribution.density if contribution.weight else 1.0
         self.of_weights = spec.mask_of == "weights"
         self.masked = TaskVector(None if self.of_weights else base, tensor)
+        self.base_key = spec.base
         self.key = (None if self.of_weights else spec.base, contribution.model, contribution.tensor)
         self.stream = Stream(spec.mask_seed, contribution.label, contribution.tensor)
 
@@ -57,16 +58,11 @@ class Part:
 
     def bound(self, memory: Memory) -> float:
         """A magnitude that neither the model, nor the base, nor their difference exceeds."""
-        return memory.kept((*self.key, "bound"), self._bound)
-
-    def _bound(self) -> float:
-        found = 0.0
-        for tensor in (self.tensor, self.base):
-            if tensor.numel() == 0:
-                continue
-            low, high = torch.aminmax(tensor)
-            found += max(abs(float(low)), abs(float(high)))
-        return found
+        base = ("bound", self.base_key)
+        model = ("bound", self.contribution.model, self.contribution.tensor)
+        return memory.kept(base, partial(_bound, self.base)) + memory.kept(
+            model, partial(_bound, self.tensor)
+        )
 
 
 @dataclass
@@ -113,6 +109,14 @@ class Sparsified:
         for start, stop in tables.segments(tensors[0].numel()):
             pieces = [tensor[start:stop] for tensor in tensors]
             programs.run(kernel, pieces, stop - start, partial(_from, tables, start))
+
+
+def _bound(tensor: torch.Tensor) -> float:
+    """The largest magnitude."""
+    if tensor.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    return max(abs(float(low)), abs(float(high)))
 
 
 def scale_of(spec: TensorMerge, part: Part) -> float:

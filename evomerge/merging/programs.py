@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -210,7 +211,7 @@ def _machine() -> list[str]:
 
 
 def _load(kernel: Kernel, path: Path) -> Program | None:
-    """A kernel from the cache; None if its file is damaged, which is then deleted.
+    """A kernel from the cache; None if it cannot be loaded. A damaged file is deleted.
 
     The loader's class is what ``torch._inductor.aoti_load_package`` wraps; that function imports
     the whole compiler, which takes longer (2 s) than merging a small model.
@@ -224,10 +225,21 @@ def _load(kernel: Kernel, path: Path) -> Program | None:
         return lambda tensors: public(tensors)
     except RuntimeError as problem:
         _FAILED.add(kernel)
-        path.unlink(missing_ok=True)
         told = str(problem).splitlines()[0]
-        warnings.warn(f"{path}: deleted, it cannot be loaded: {told}", stacklevel=2)
+        if _is_sound(path):  # it could not be unpacked: a full disk, say
+            warnings.warn(f"{path} cannot be loaded: {told}", stacklevel=2)
+        else:
+            path.unlink(missing_ok=True)
+            warnings.warn(f"{path}: deleted, it cannot be loaded: {told}", stacklevel=2)
         return None
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _compiled_in_process(kernel: Kernel) -> Program:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints.structure import find_structure, told_by_names
 from evomerge.merging import MergeEngine, layout_of, write_merge
 from evomerge.recipe import Recipe
 from tests.merging.kinds import KINDS, LAYERS, logits, write_kind
@@ -121,6 +122,29 @@ def test_layers_stand_where_they_do(family: Family) -> None:
     assert embedding in first
     assert all("vision" not in name and "visual" not in name for name in layout.last)
     assert all("embeddings.word" not in name for name in layout.last)
+
+
+def test_names_that_leave_no_doubt_say_what_the_model_says(family: Family) -> None:
+    base = Checkpoint.open(str(family.base))
+    told = told_by_names(base.names, base.num_layers)
+    found = find_structure(base._empty, base._place(base._stored.shapes))  # type: ignore[arg-type]
+    if told is not None and found is not None:
+        assert told == found
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("wte", "h.0.w", "h.1.w", "ln_f.weight", "tower.0.w"),
+        ("embed.w", "encoder.block.0.w", "decoder.block.0.w", "norm.w"),
+        ("embed.w", "vision.layers.0.w", "vision.layers.1.w", "norm.w"),
+        ("embed.w", "layers.0.w", "norm.w"),
+        ("embed.w", "layers.0.w", "layers.1.w", "adapter.w"),
+    ],
+)
+def test_where_names_leave_doubt_the_model_is_asked(names: tuple[str, ...]) -> None:
+    assert told_by_names(names, 2) is None
+    assert told_by_names(("embed.w", "layers.0.w", "layers.1.w", "norm.w"), 2) is not None
 
 
 def test_what_follows_the_layers_but_is_listed_before_them(tmp_path: Path) -> None:
