@@ -91,8 +91,8 @@ def merge_family(
         return math.inf
     masked = sparsify(spec, parts, work.memory, work.programs, work.whole)
     _combine(spec, parts, masked, coefficients, out, work, elects)
-    if not (work.memory.remembers or spec.rescale):
-        return math.inf
+    if masked.unbiased or not (work.memory.remembers or spec.rescale):
+        return math.inf  # unbiased: what is divided by may be small
     return _bound(spec, parts, masked.scales, work.memory)
 
 
@@ -103,6 +103,13 @@ def _bound(
     weights = [part.weight for part in parts]
     if spec.normalize and min(weights) < 0:
         return math.inf  # what is divided by may be small
+    # float32 may overflow on the way, before λ or a divisor makes the numbers small again.
+    on_the_way = sum(
+        abs(weight) * max(scale, 1.0) * max(part.bound(memory), 1.0)
+        for weight, scale, part in zip(weights, scales, parts, strict=True)
+    )
+    if not on_the_way * max(abs(spec.lambda_), 1.0) < torch.finfo(torch.float32).max / 2:
+        return math.inf
     # Divided by the sum of positive weights, no model counts more than once.
     counts = [1.0 if spec.normalize else abs(weight) for weight in weights]
     found = sum(

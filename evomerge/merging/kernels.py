@@ -238,8 +238,10 @@ class _Pass:
         return first + rank * self.ints[I.STEP, i]
 
     def probability(self, i: int) -> torch.Tensor:
-        """Of being kept, element by element."""
-        return (self.limit(i).to(torch.float32) + 2.0**31) * 2.0**-32
+        """Of being kept, element by element; above 0, to float32's precision however small."""
+        limit = self.limit(i)
+        high = ((limit >> 16) + (1 << 15)).to(torch.float32) * 2.0**16  # exact
+        return (high + ((limit & 0xFFFF) + 1).to(torch.float32)) * 2.0**-32
 
     # what becomes of them
 

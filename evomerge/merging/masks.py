@@ -135,9 +135,11 @@ def rank_limits(length: int, density: float, epsilon: float) -> dict[I, int]:
     """
     if epsilon == 0 or length == 1:
         return {I.LIMIT: limit(density), I.STEP: 0}
-    step = round(2 * epsilon * _BLOCK / (length - 1))
+    step = min(round(2 * epsilon * _BLOCK / (length - 1)), (_BLOCK - 1) // (length - 1))
     # The middle rank has d itself, so that the share that is kept is d whatever the rounding.
     first = max(round(density * _BLOCK - step * (length - 1) / 2), 1)
+    # Beyond 2³² the highest ranks would wrap around, and never be kept.
+    first = min(first, _BLOCK - step * (length - 1))
     return {I.LIMIT: first - 1 - _BLOCK // 2, I.STEP: signed(step)}
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from evomerge.merging import MergeEngine, merge, uniform
-from evomerge.merging.masks import drawn_density
+from evomerge.merging.kernels import I
+from evomerge.merging.masks import drawn_density, rank_limits
 from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
 from tests.merging.worlds import Family, recipe_of, same_bits, stored
@@ -229,3 +230,16 @@ def test_a_model_cut_into_files_otherwise_has_the_same_masks(
     )
     whole = dict(one.tensors(recipe_of(family, method)))
     same_bits(whole, dict(other.tensors(recipe_of(cut, method))))
+
+
+@pytest.mark.parametrize("length", [2, 3, 512, 4096, 4097])
+@pytest.mark.parametrize("density", [0.001, 0.5, 0.85])
+def test_an_epsilon_that_leaves_no_room_keeps_ranks_in_order(length: int, density: float) -> None:
+    """The widest that a space draws: the highest rank's limit must not wrap around."""
+    epsilon = min(density, 1 - density) - 1e-9
+    rows = rank_limits(length, density, epsilon)
+    step = rows[I.STEP] % BLOCK
+    first = rows[I.LIMIT] + 1 + BLOCK // 2
+    assert first >= 1
+    assert first + step * (length - 1) <= BLOCK
+    assert abs((first + step * (length - 1)) / BLOCK - (density + epsilon)) <= length * 2.0**-33

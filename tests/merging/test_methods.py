@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.merging import merge
+from evomerge.merging.methods import merge_bounded
+from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
 from tests.merging.reference import expected
@@ -252,3 +254,40 @@ def test_threads_change_no_bit(method: str) -> None:
     finally:
         torch.set_num_threads(1)
     assert torch.equal(bits(alone), bits(together))
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "scale", "changes"),
+    [
+        ("ties", (1e38, 1e38, 1e38), 1.0, {"normalize": True}),
+        ("ties", (1e39, 1.0, 1.0), 1.0, {"normalize": True}),
+        ("ties", (1e38, 1e38, 1e38), 100.0, {"normalize": False, "lambda_": 1e-30}),
+        ("task_arithmetic", (1e39, 1.0), 0.0, {}),
+    ],
+)
+def test_what_overflows_on_the_way_is_not_taken_for_finite(
+    method: str, weights: tuple[float, ...], scale: float, changes: dict[str, object]
+) -> None:
+    base = drawn((64, 9), 0) * scale
+    tensors = [drawn((64, 9), 1 + i) * scale for i in range(len(weights))]
+    density = 0.5 if METHODS[method].sparsifies else 1.0
+    spec = spec_of(method, weights, density=density, **changes)
+    merged, certain = merge_bounded(spec, base, tensors, memory=Memory())
+    assert not torch.isfinite(merged).all()
+    assert not certain
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+@pytest.mark.parametrize("density", [0.001, 0.5])
+def test_the_papers_della_divides_by_no_zero(method: str, density: float) -> None:
+    spec = spec_of(method, (1.0, 1.0), density=density, epsilon=density - 1e-9, variant="paper")
+    merged, _ = merge_bounded(spec, drawn((64, 512), 0), [drawn((64, 512), i) for i in (1, 2)])
+    assert torch.isfinite(merged).all()
+
+
+def test_dividing_by_small_probabilities_is_not_taken_for_finite() -> None:
+    spec = spec_of("della_linear", (1.0,), density=0.02, epsilon=0.0199, variant="paper")
+    base, tensor = torch.zeros(64, 512), drawn((64, 512), 1).abs() + 200
+    merged, certain = merge_bounded(spec, base, [tensor], dtype=torch.float16, memory=Memory())
+    assert not torch.isfinite(merged).all()
+    assert not certain
