@@ -16,7 +16,7 @@ What is exact, beyond rounding:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,7 +123,7 @@ def _shares(spec: TensorMerge, parts: Sequence[Part], consensus: str) -> list[fl
     """w·λ, divided by Σw if ``normalize``: all that a sum without election multiplies by."""
     if consensus == "mean":
         return [spec.lambda_] * len(parts)
-    total = math.fsum(part.weight for part in parts) if spec.normalize else 1.0
+    total = _total(part.weight for part in parts) if spec.normalize else 1.0
     # A single model agrees with itself, and an election divides by its weight however small.
     if consensus != "elect" and abs(total) < _NO_WEIGHT:
         total = 1.0
@@ -174,7 +174,7 @@ def _blend(
 ) -> None:
     """Σwθ, divided by Σw if ``normalize`` (model soups, arXiv 2203.05482)."""
     weights = [part.weight for part in spec.contributions]
-    total = math.fsum(weights) if spec.normalize else 1.0
+    total = _total(weights) if spec.normalize else 1.0
     if total == 0:
         raise ValueError(f"{spec.name}: the weights sum to 0, and linear divides by their sum")
     terms = [(w / total, t) for w, t in zip(weights, tensors, strict=True) if w != 0]
@@ -190,3 +190,12 @@ def _blend(
         tables.set(F.COEFFICIENT, i, coefficient)
     flat = [tensor.reshape(-1) for tensor in (*(t for _, t in terms), out)]
     work.programs.run(kernel, flat, out.numel(), lambda start: tables.at(start))
+
+
+def _total(weights: Iterable[float]) -> float:
+    """Their exact sum, rounded once; no number where it is too large for one."""
+    found = list(weights)
+    try:
+        return math.fsum(found)
+    except OverflowError:
+        return math.nan

@@ -45,7 +45,7 @@ class F(IntEnum):
     WEIGHT = 1  # what an agreeing model adds to the divisor
     LIMIT = 2  # the smallest magnitude that is kept
     OUTLIER = 3  # the smallest magnitude that is an outlier, and removed
-    UNIT = 4  # a power of two: sums are of integers, |δ| × unit without its fraction
+    UNIT = 4  # a power of two: sums are of integers, |δ| × unit rounded
     RESCALE = 5  # of kept elements, where the fine-tuned weights themselves are masked
     SHARED = 6  # column 0: λ
 
@@ -119,7 +119,13 @@ class Kernel:
 
 
 def bits_type(models: int) -> torch.dtype:
-    """The type whose bit i says whether model i keeps an element (of 63 models at most)."""
+    """The type whose bit i says whether model i keeps an element.
+
+    Raises:
+        ValueError: there are more than 63 models.
+    """
+    if models > 63:
+        raise ValueError(f"{models} models are too many to restore their norms; at most 63")
     return torch.uint8 if models <= 8 else _word(models)
 
 
@@ -152,6 +158,11 @@ def draw(mixed: torch.Tensor, ints: torch.Tensor, column: int) -> torch.Tensor:
     1997), so that the numbers of two models are as good as independent.
     """
     return (mixed ^ ints[I.KEY, column]) * ints[I.MULTIPLIER, column]
+
+
+def counted(sizes: torch.Tensor) -> torch.Tensor:
+    """Magnitudes in units of a sum as the nearest integers, int64."""
+    return (sizes + 0.5).to(torch.int64)
 
 
 class _Pass:
@@ -283,7 +294,7 @@ class _Pass:
             size = value.abs() * self.floats[F.UNIT, i]
             if keep is None:
                 keep = torch.ones_like(size, dtype=torch.bool)
-            sums.append(torch.where(keep, size, 0.0).to(torch.int64).sum())
+            sums.append(counted(torch.where(keep, size, 0.0)).sum())
             bits.append(keep.to(_word(self.kernel.models)) << i)
         union = bits[0]
         for mine in bits[1:]:
@@ -297,7 +308,7 @@ class _Pass:
         place = (high.view(torch.int32) >> 13) - (FIRST_BIN - 1)
         self.named["out"][0].copy_(place.clamp_min(0).to(torch.int64))
         size = self.masked(0).abs() * self.floats[F.UNIT, 0]
-        self.named["values"][0].copy_(size.to(torch.int64))
+        self.named["values"][0].copy_(counted(size))
 
 
 def _total(terms: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from evomerge.merging.kernels import BINS, FIRST_BIN, F, Kernel, bits_type
+from evomerge.merging.kernels import BINS, FIRST_BIN, F, Kernel, bits_type, counted
 from evomerge.merging.masks import limit, threshold, uniform_bits
 from evomerge.merging.parts import Part, Sparsified, name_of
 from evomerge.merging.programs import Programs
@@ -102,7 +102,7 @@ class Norms:
         size = part.masked.sizes(0, self.numel) * part.unit(self.memory)
         ascending, order = drawn.sort()
         sums = torch.zeros(self.numel + 1, dtype=torch.int64, device=self.device)
-        sums[1:] = size.to(torch.int64)[order].cumsum(0)
+        sums[1:] = counted(size)[order].cumsum(0)
         return _Order(ascending, sums)
 
     def binned(self, part: Part) -> torch.Tensor:

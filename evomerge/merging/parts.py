@@ -50,7 +50,7 @@ class Part:
 
     def unit(self, memory: Memory) -> float:
         """The power of two whose inverse is the unit of this tensor's sums."""
-        bound = self.bound(memory)
+        bound = self._model_bound(memory) if self.of_weights else self.bound(memory)
         if bound == 0:
             return 1.0
         bits = math.frexp(bound)[1] + self.masked.numel.bit_length()
@@ -58,11 +58,12 @@ class Part:
 
     def bound(self, memory: Memory) -> float:
         """A magnitude that neither the model, nor the base, nor their difference exceeds."""
-        base = ("bound", self.base_key)
-        model = ("bound", self.contribution.model, self.contribution.tensor)
-        return memory.kept(base, partial(_bound, self.base)) + memory.kept(
-            model, partial(_bound, self.tensor)
-        )
+        base = memory.kept(("bound", self.base_key), partial(_bound, self.base))
+        return base + self._model_bound(memory)
+
+    def _model_bound(self, memory: Memory) -> float:
+        key = ("bound", self.contribution.model, self.contribution.tensor)
+        return memory.kept(key, partial(_bound, self.tensor))
 
 
 @dataclass

@@ -114,13 +114,16 @@ class Programs:
     def _make(self, kernel: Kernel) -> Program | None:
         if self._device.type != "cpu":
             return _compiled_in_process(kernel)
-        if not torch.compiler.is_compiling() and _mode() != "never":
+        if _mode() == "never":
+            return None
+        try:
             path = _path(kernel)
             if not path.exists() and self._pays(kernel):
                 compile_into_cache(kernel)
-            if path.exists():
-                return _load(kernel, path)
-        return None
+            return _load(kernel, path) if path.exists() else None
+        except (OSError, RuntimeError) as problem:  # no home, or one that cannot be searched
+            _gave_up(kernel, problem)
+            return None
 
     def _pays(self, kernel: Kernel) -> bool:
         """Whether compiling costs less than what has been, and will be, computed without."""
@@ -143,18 +146,22 @@ def compile_into_cache(kernel: Kernel) -> bool:
             if free and not path.exists():
                 _compile_in_process_of_its_own(kernel, path)
     except (OSError, subprocess.SubprocessError) as problem:
-        _FAILED.add(kernel)
-        warnings.warn(
-            f"merging goes on without a compiler, which is slower: {_told(problem)}", stacklevel=2
-        )
+        _gave_up(kernel, problem)
     return path.exists()
+
+
+def _gave_up(kernel: Kernel, problem: Exception) -> None:
+    _FAILED.add(kernel)
+    warnings.warn(
+        f"merging goes on without a compiler, which is slower: {_told(problem)}", stacklevel=3
+    )
 
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
     named = os.environ.get("EVOMERGE_CACHE")
     if named:
-        return Path(named)
+        return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "evomerge"
 

@@ -81,8 +81,10 @@ def _limit(specs: Sequence[TensorMerge], inputs: Inputs, model: ModelReference) 
         for spec in specs
     ]
 
+    by_name = {spec.name: spec for spec in specs}
+
     def of_model(spec: TensorMerge) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-        whole = next(one for one in specs if one.name == spec.name)
+        whole = by_name[spec.name]
         base, tensors = inputs(whole)
         pairs = zip(whole.contributions, tensors, strict=True)
         return base, [tensor for part, tensor in pairs if part.model == model]
@@ -111,6 +113,8 @@ def _limit(specs: Sequence[TensorMerge], inputs: Inputs, model: ModelReference) 
 def _dominant(specs: Sequence[TensorMerge], inputs: Inputs, whole: Whole) -> int:
     balance = 0
     for spec, parts, start, stop in _tiles(specs, inputs):
+        if not parts:  # the base's tensor as it is
+            continue
         total = trimmed(parts[0], spec, whole, start, stop)
         for part in parts[1:]:
             total += trimmed(part, spec, whole, start, stop)

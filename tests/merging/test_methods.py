@@ -291,3 +291,38 @@ def test_dividing_by_small_probabilities_is_not_taken_for_finite() -> None:
     merged, certain = merge_bounded(spec, base, [tensor], dtype=torch.float16, memory=Memory())
     assert not torch.isfinite(merged).all()
     assert not certain
+
+
+def test_one_outlier_leaves_the_norm_what_it_is() -> None:
+    random = torch.Generator().manual_seed(2)
+    base = torch.randn(1 << 18, generator=random) * 0.02
+    tensor = base + torch.randn(1 << 18, generator=random) * 1e-6
+    base[7] = tensor[7] = 3e4
+    spec = spec_of("ties", (1.0,), density=0.5, normalize=False, rescale=True)
+    change = (merge(spec, base, [tensor]) - base).abs().double().sum()
+    assert float(change / (tensor - base).abs().double().sum()) == pytest.approx(1, abs=0.01)
+
+
+def test_more_models_than_there_are_bits_are_refused() -> None:
+    base, tensors = drawn((4, 4), 0), [drawn((4, 4), 1 + i) for i in range(64)]
+    spec = spec_of("della", (1.0,) * 64, density=0.5, epsilon=0.1)
+    with pytest.raises(ValueError, match="64 models are too many"):
+        merge(spec, base, tensors)
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_weights_whose_sum_is_too_large_give_no_numbers(method: str) -> None:
+    base, *tensors = (drawn((4, 4), i) for i in range(3))
+    spec = spec_of(method, (1e308, 1e308), normalize=True)
+    assert merge(spec, base if spec.base else None, tensors).isnan().all()
+
+
+def test_a_model_masked_itself_has_the_same_sums_beside_any_base() -> None:
+    tensor = drawn((300, 200), 5)
+    memory = Memory(1 << 24)
+    for other in (100.0, 1.0):
+        base = drawn((300, 200), 6) * other
+        spec = spec_of("dare_linear", (1.0,), density=0.4, mask_of="weights")
+        spec = replace(spec, base=(ModelReference(f"base{other}"), "w"))
+        kept = merge(spec, base, [tensor], memory=memory)
+        assert torch.equal(bits(kept), bits(merge(spec, base, [tensor])))

@@ -150,3 +150,16 @@ def test_every_kind_of_kernel_has_a_name_of_its_own(cache: Path) -> None:
         for e in (None, "plus", "given")
     }
     assert len(kinds) == 6
+
+
+@pytest.mark.parametrize("problem", [PermissionError("no"), RuntimeError("no home")])
+def test_without_a_cache_the_merge_goes_on(
+    problem: Exception, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    def nowhere() -> Path:
+        raise problem
+
+    monkeypatch.setattr(programs, "cache_folder", nowhere)
+    with pytest.warns(UserWarning, match="without a compiler"):
+        found = run_once(Programs(CPU))
+    assert torch.equal(found, torch.ones(8))
