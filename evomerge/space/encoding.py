@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from evomerge.space.genes import METHOD, Site, choice, count_groups, sites
+from evomerge.space.legal import is_nothing
 from evomerge.space.methods import EPSILON, PARAMETERS
 from evomerge.space.settings import Range, Setting
 
@@ -82,7 +83,7 @@ def _encoded(
     method: str,
 ) -> dict[str, float] | None:
     reads, blends = stage.reads(method), any(weights.values())
-    if not _can_weigh(method, reads, weights):
+    if not _can_weigh(stage, method, weights):
         return None
     asked = {**wanted, "t": next(iter(weights.values()))} if "t" in reads else dict(wanted)
     if blends and not _are_possible(stage, reads, asked):
@@ -102,13 +103,16 @@ def _encoded(
     return genome
 
 
-def _can_weigh(method: str, reads: tuple[str, ...], weights: Mapping[str, float]) -> bool:
+def _can_weigh(stage: Stage, method: str, weights: Mapping[str, float]) -> bool:
     """Whether a method has a merge of such weights at all."""
+    reads = stage.reads(method)
     if "t" in reads:
         return True
     if "weight" not in reads:
         # All it can say is that the models count alike.
         return len(set(weights.values())) == 1 and any(weights.values())
+    if method == "linear" and stage.genome.normalize is not False and is_nothing(weights.values()):
+        return False
     return any(weights.values()) or method not in ("linear", "nuslerp")
 
 

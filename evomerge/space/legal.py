@@ -93,7 +93,7 @@ def keep_sums_from_zero(
     searched = [label for label in weights if isinstance(setting.of(str(label)), Range)]
     for part, first in next(iter(weights.values())).items():
         for group in range(len(first)):
-            if _is_nothing(components[part][group] for components in weights.values()):
+            if is_nothing(components[part][group] for components in weights.values()):
                 for label in searched:
                     weights[label][part][group] = 1.0
         columns = [components[part] for components in weights.values()]
@@ -104,7 +104,7 @@ def keep_sums_from_zero(
 def _cancels(columns: Sequence[Knots], num_layers: int) -> bool:
     """Whether interpolated weights sum to nothing at some layer."""
     depths = (layer / max(num_layers - 1, 1) for layer in range(num_layers))
-    return any(_is_nothing(_at(knots, depth) for knots in columns) for depth in depths)
+    return any(is_nothing(_at(knots, depth) for knots in columns) for depth in depths)
 
 
 def _at(knots: Knots, depth: float) -> float:
@@ -114,5 +114,6 @@ def _at(knots: Knots, depth: float) -> float:
     return knots[low] + (position - low) * (knots[high] - knots[low])
 
 
-def _is_nothing(values: Iterable[float]) -> bool:
+def is_nothing(values: Iterable[float]) -> bool:
+    """Whether weights sum to 0, so that a normalized blend would divide by nothing."""
     return abs(math.fsum(values)) < _NOTHING

@@ -245,11 +245,19 @@ def expressible(space: SearchSpace, method: str, weights: dict[str, float]) -> b
         return any(weights.values()) and len(set(weights.values())) == 1
     if method in ("linear", "nuslerp") and not any(weights.values()):
         return False
+    if method == "linear" and space.genome.normalize is not False and sum(weights.values()) == 0:
+        return False
     return all(allows(space.genome.weight.of(label), weights[label]) for label in weights)
 
 
 def allows(setting: float | Range | None, value: float) -> bool:
     return setting.holds(value) if isinstance(setting, Range) else setting == value
+
+
+def test_a_blend_that_would_divide_by_nothing_is_no_genome(load: Load, small: str) -> None:
+    space = two(load, small, "weight: [-1, 1]", "linear")
+    assert space.encode(4, {"math": 0.5, "code": -0.5}) is None
+    assert space.encode(4, {"math": 0.5, "code": -0.25}) is not None
 
 
 def test_baselines_as_genomes(load: Load, small: str) -> None:
