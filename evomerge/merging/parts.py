@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from evomerge.checkpoints import dtypes
 from evomerge.merging.kernels import F, I, Keep, Kernel
 from evomerge.merging.magnitudes import Largest
 from evomerge.merging.masks import Stream, drawn_density
@@ -127,7 +128,7 @@ def scale_of(spec: TensorMerge, part: Part) -> float:
 
 def name_of(tensor: torch.Tensor) -> str:
     """A type's name, as kernels have it."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return dtypes.name_of(tensor.dtype)
 
 
 def _from(tables: Tables, start: int, at: int) -> tuple[torch.Tensor, torch.Tensor]:

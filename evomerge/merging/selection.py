@@ -119,34 +119,6 @@ def middle(numel: int, density: float, gamma: float) -> tuple[int, int]:
     return first, first + kept
 
 
-def keep_middle(sizes: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
-    """Which elements Model Breadcrumbs keeps, of equal ones those of smaller index being larger.
-
-    Args:
-        sizes: |δ|, float32, any shape.
-        density: the share that is kept.
-        gamma: the share of the largest that is not.
-
-    Returns:
-        Booleans, of ``sizes``'s shape.
-    """
-    flat = sizes.reshape(-1).contiguous().view(torch.int32)
-    first, end = middle(len(flat), density, gamma)
-
-    def bits(start: int, stop: int) -> torch.Tensor:
-        return flat[start:stop]
-
-    if end - first in (0, len(flat)):
-        return torch.full_like(sizes, end > first, dtype=torch.bool)
-    counts = count(bits, len(flat), flat.device)
-    lower = limit(bits, counts, end, len(flat))
-    kept = among(flat, 0, lower.bits, lower.last)
-    if first:
-        upper = limit(bits, counts, first, len(flat))
-        kept &= ~among(flat, 0, upper.bits, upper.last)
-    return kept.view(sizes.shape)
-
-
 def _nth(bits: Bits, value: int, wanted: int, ranges: Iterator[tuple[int, int]]) -> int:
     """The index of the ``wanted``-th element, from 1, that equals ``value``."""
     for start, stop in ranges:

@@ -157,16 +157,3 @@ _METHODS: dict[str, Callable[[TensorMerge, Tensor | None, Sequence[Tensor]], Exp
     "model_stock": _model_stock,
     "sce": _sce,
 }
-
-
-def middle_kept(sizes: Sequence[float], density: float, gamma: float) -> list[bool]:
-    """Model Breadcrumbs: without the ⌊γn⌋ largest and the n − ⌊dn⌋ − ⌊γn⌋ smallest."""
-    n = len(sizes)
-    if density >= 1:
-        return [True] * n
-    largest, smallest = int(gamma * n), n - int(density * n) - int(gamma * n)
-    if smallest < 0:
-        largest, smallest = largest + smallest, 0
-    order = sorted(range(n), key=lambda index: (-sizes[index], index))
-    kept = set(order[largest : n - smallest])
-    return [index in kept for index in range(n)]
