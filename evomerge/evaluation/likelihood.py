@@ -1,147 +1,133 @@
-"""Log-likelihoods of many windows on a live model: one forward pass per batch, in float32."""
+"""Log-likelihoods of many windows on a live model, by the quickest way that is right for it."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from evomerge.evaluation.batching import Budget, Indices, ShrinkingBatches
+from evomerge.evaluation.attention import UnfitError
+from evomerge.evaluation.batching import Budget
+from evomerge.evaluation.caches import CachedPrefixes
+from evomerge.evaluation.logits import Model
+from evomerge.evaluation.plain import PlainBatches
 from evomerge.evaluation.queries import Window
+from evomerge.evaluation.tree import TreePasses
 
-_PIECE_BYTES = 1 << 28
-"""The vocabulary is summed over in pieces of at most so much float32."""
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A padded batch and where it is scored; every distinct position is normalised once.
-
-    Args:
-        tokens: ``[rows, longest]``, padded on the right, where a causal model never looks.
-        columns: ``[K]`` positions at which some row is scored, ascending.
-        row, column: ``[D]`` the distinct scored positions; ``column`` counts within ``columns``.
-        source: ``[T]`` of each target, its position among the ``D``.
-        target: ``[T]`` the token whose probability is asked for.
-        windows: the windows answered, in the order of their targets.
-        starts: ``[len(windows)]`` where each window's targets begin among the ``T``.
-    """
-
-    tokens: torch.Tensor
-    columns: torch.Tensor
-    row: torch.Tensor
-    column: torch.Tensor
-    source: torch.Tensor
-    target: torch.Tensor
-    windows: tuple[int, ...]
-    starts: np.ndarray
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+_TOLERANCE_OF_HALVES = 0.05
+"""Nats per token by which another way may differ from plain batches: what rounding makes of other
+shapes of the same arithmetic."""
+_TRIED_WINDOWS = 4
+_TRIED_TOKENS = 8192
+"""A way is tried on about so many windows of each end, tokens permitting."""
 
 
-_Scored = tuple[_Batch, torch.Tensor, torch.Tensor]
-
-
-class Likelihoods:
-    """Plans the batches of a fixed list of windows, and runs them on whatever the model now is.
-
-    Windows with the same input (the one-token choices of a question) share one row.
-
-    Args:
-        model: a causal ``transformers`` model.
-        windows: what is to be scored.
-        budget: of one batch.
-        device: where the model takes its input.
-    """
-
-    def __init__(
-        self, model: Any, windows: Sequence[Window], budget: Budget, device: torch.device
-    ) -> None:
-        self._model = model
-        self._windows = windows
-        self._device = device
-        rows: dict[tuple[int, ...], list[int]] = {}
-        for index, window in enumerate(windows):
-            rows.setdefault(window.tokens, []).append(index)
-        self._rows = list(rows.items())
-        parameters = inspect.signature(model.forward).parameters
-        self._spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-        self._keeps = "logits_to_keep" in parameters
-        self._options = {"use_cache": False} if "use_cache" in parameters else {}
-        lengths = [len(tokens) for tokens, _ in self._rows]
-        self._batches: ShrinkingBatches[_Batch, _Scored] = ShrinkingBatches(
-            lengths, budget, self._prepare
-        )
+class Way(Protocol):
+    """How windows are put to the model."""
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """Log-likelihood (nats, float64) and greediness (bool) of every window, in their order.
 
         A window whose logits are not numbers has log-likelihood NaN.
         """
-        likelihood = np.full(len(self._windows), np.nan)
-        greedy = np.zeros(len(self._windows), dtype=bool)
-        # One wait for the device at the end, not one per batch; hence tensors until here.
-        for _, (batch, log_probs, is_best) in self._batches.run(self._forward):
-            if batch.windows:
-                sums = np.add.reduceat(log_probs.cpu().numpy(), batch.starts)
-                likelihood[list(batch.windows)] = sums
-                hits = np.logical_and.reduceat(is_best.cpu().numpy(), batch.starts)
-                greedy[list(batch.windows)] = hits
-        return likelihood, greedy
+        ...
 
-    def _prepare(self, indices: Indices) -> _Batch:
-        inputs = [self._rows[index][0] for index in indices]
-        tokens = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
-        positions: dict[tuple[int, int], int] = {}
-        source: list[int] = []
-        target: list[int] = []
-        windows: list[int] = []
-        starts: list[int] = []
-        for row, index in enumerate(indices):
-            tokens[row, : len(inputs[row])] = torch.tensor(inputs[row])
-            for window in self._rows[index][1]:
-                wanted = self._windows[window].targets
-                windows.append(window)
-                starts.append(len(target))
-                first = len(inputs[row]) - len(wanted)
-                keys = ((row, first + offset) for offset in range(len(wanted)))
-                source += [positions.setdefault(key, len(positions)) for key in keys]
-                target += wanted
-        columns = sorted({column for _, column in positions})
-        place = {column: number for number, column in enumerate(columns)}
-        return _Batch(
-            tokens=tokens.to(self._device),
-            # On the CPU it indexes hidden states on whichever device a spread model ends.
-            columns=torch.tensor(columns) if self._spread else self._tensor(columns),
-            row=self._tensor([row for row, _ in positions]),
-            column=self._tensor([place[column] for _, column in positions]),
-            source=self._tensor(source),
-            target=self._tensor(target),
-            windows=tuple(windows),
-            starts=np.array(starts, dtype=np.int64),
-        )
 
-    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+class Likelihoods:
+    """Plans a fixed list of windows once, and runs them on whatever the model now is.
 
-    @torch.inference_mode()
-    def _forward(self, batch: _Batch) -> _Scored:
-        logits = self._logits(batch)  # [rows, K, vocabulary]
-        piece = max(1, _PIECE_BYTES // (4 * logits.shape[-1]))
-        norms, best = [], []
-        for rows, columns in zip(batch.row.split(piece), batch.column.split(piece), strict=True):
-            picked = logits[rows, columns].float()
-            norms.append(torch.logsumexp(picked, dim=-1))
-            best.append(picked.argmax(dim=-1))
-        asked = logits[batch.row[batch.source], batch.column[batch.source], batch.target]
-        log_probs = asked.double() - torch.cat(norms)[batch.source].double()
-        return batch, log_probs, torch.cat(best)[batch.source] == batch.target
+    A way is taken only if it gives what plain batches give on some of the windows, with the weights
+    that the model has now: the longest and the windows nearest to it, and the first ones.
 
-    def _logits(self, batch: _Batch) -> torch.Tensor:
-        if self._keeps:  # the vocabulary is large: never project positions that nobody scores
-            output = self._model(batch.tokens, logits_to_keep=batch.columns, **self._options)
-            return torch.as_tensor(output.logits).to(self._device)
-        output = self._model(batch.tokens, **self._options)
-        return torch.as_tensor(output.logits)[:, batch.columns].to(self._device)
+    Args:
+        model: a causal ``transformers`` model.
+        windows: what is to be scored.
+        budget: of one pass through the model.
+        device: where the model takes its input.
+
+    Attributes:
+        way: ``prefix tree``, ``cached prefixes`` or ``plain batches``.
+        note: why it is not the first of them; empty if it is.
+
+    Raises:
+        TrialError: a single sequence does not fit in memory.
+    """
+
+    def __init__(
+        self, model: Any, windows: Sequence[Window], budget: Budget, device: torch.device
+    ) -> None:
+        called = Model(model, device)
+        self._windows = windows
+        self._ways: dict[str, Callable[[Sequence[Window], Budget], Way]] = {
+            "prefix tree": lambda some, most: TreePasses(called, some, most.tokens),
+            "cached prefixes": lambda some, most: CachedPrefixes(called, some, most),
+            "plain batches": lambda some, most: PlainBatches(called, some, most),
+        }
+        self._tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_OF_HALVES)
+        self.way, self.note, self._run = self._chosen(budget)
+
+    def run(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-likelihood (nats, float64) and greediness (bool) of every window, in their order.
+
+        A window whose logits are not numbers has log-likelihood NaN.
+
+        Raises:
+            TrialError: a single sequence does not fit in memory.
+        """
+        return self._run.run()
+
+    def _chosen(self, budget: Budget) -> tuple[str, str, Way]:
+        plain = "plain batches"
+        if not self._windows:
+            return plain, "", self._ways[plain](self._windows, budget)
+        tried = [self._windows[index] for index in _tried(self._windows)]
+        expected, _ = self._ways[plain](tried, budget).run()
+        reasons: list[str] = []
+        for name in ("prefix tree", "cached prefixes"):
+            problem, way = self._problem(name, tried, expected, budget)
+            if way is not None:
+                return name, "; ".join(reasons), way
+            reasons.append(f"{name}: {problem}")
+        return plain, "; ".join(reasons), self._ways[plain](self._windows, budget)
+
+    def _problem(
+        self, name: str, tried: Sequence[Window], expected: np.ndarray, budget: Budget
+    ) -> tuple[str, Way | None]:
+        """Why a way cannot be taken, or the way for all windows."""
+        if not np.isfinite(expected).all():
+            return "cannot be checked: the model's logits are not numbers", None
+        # Small passes, so that what one leaves for the next is checked too.
+        tokens = max(len(window.tokens) for window in tried) // 2
+        small = Budget(min(tokens, budget.tokens), budget.rows)
+        try:
+            got, _ = self._ways[name](tried, small).run()
+            way = self._ways[name](self._windows, budget)
+        except UnfitError as error:
+            return str(error), None
+        except Exception as error:  # the model may be anyone's code, and plain batches will do
+            return f"{type(error).__name__}: {error}", None
+        counts = np.array([len(window.targets) for window in tried])
+        worst = float(np.max(np.abs(got - expected) / counts))
+        if not worst <= self._tolerance:
+            return f"log-likelihoods differ by {worst:.2g} per token", None
+        return "", way
+
+
+def _tried(windows: Sequence[Window]) -> list[int]:
+    """Windows to try a way on: neighbours in the order of their tokens, which share the most."""
+    order = sorted(range(len(windows)), key=lambda index: windows[index].tokens)
+    longest = max(range(len(order)), key=lambda place: len(windows[order[place]].tokens))
+    some = min(_TRIED_WINDOWS, len(order))
+    first = max(0, min(longest - some // 2, len(order) - some))
+    places = dict.fromkeys([longest, *range(first, first + some), *range(some)])
+    chosen: list[int] = []
+    tokens = 0
+    for place in places:
+        tokens += len(windows[order[place]].tokens)
+        if len(chosen) >= 2 and tokens > _TRIED_TOKENS:
+            break
+        chosen.append(order[place])
+    return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from evomerge.evaluation.items import ItemSet
 from evomerge.evaluation.likelihood import Likelihoods
 from evomerge.evaluation.queries import Continuation, Generation, Query, Rolling, Rules, Window
 from evomerge.evaluation.scores import Scores
+
+_LOGGER = logging.getLogger(__name__)
 
 _TOKENS = {"cuda": 16384}
 _TOKENS_ELSEWHERE = 1024
@@ -72,11 +75,25 @@ class Scorer:
         }
         windows = [window for query in self._queries for window in _windows(query)]
         self._likelihoods = Likelihoods(model, windows, budget, where)
+        if self._likelihoods.note:
+            _LOGGER.warning("%s", *self.notes)
         self._generators = []
         for rules, places in self._places_by_rules().items():
             prompts = [self._prompts[place] for place in places]
             generator = Generator(model, tokenizer, prompts, rules, writing, where)
             self._generators.append((places, generator))
+
+    @property
+    def way(self) -> str:
+        """How log-likelihoods are computed: by ``prefix tree``, the quickest; with ``cached
+        prefixes``; or in ``plain batches``, where the others do not give what these give."""
+        return self._likelihoods.way
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why it is not the quickest way, one sentence; nothing if it is."""
+        note = self._likelihoods.note
+        return (f"log-likelihoods are computed with {self.way} ({note})",) if note else ()
 
     def score(self, *, bootstrap: int = 0) -> Scores:
         """The model's scores, equal to ``lm_eval.simple_evaluate``'s on ``items.samples``.
