@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,15 +13,17 @@ import torch
 from evomerge.evaluation.attention import UnfitError
 from evomerge.evaluation.batching import Budget
 from evomerge.evaluation.caches import CachedPrefixes
+from evomerge.evaluation.exact import InFloat32
 from evomerge.evaluation.logits import Model
 from evomerge.evaluation.plain import PlainBatches
 from evomerge.evaluation.queries import Window
 from evomerge.evaluation.tree import TreePasses
 
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+_TOLERANCE = 1e-4
+"""Nats per token by which another way may differ from plain batches, both in float32."""
 _TOLERANCE_OF_HALVES = 0.05
-"""Nats per token by which another way may differ from plain batches: what rounding makes of other
-shapes of the same arithmetic."""
+"""The same where a model in bfloat16 or float16 cannot be run in float32: what rounding makes of
+other shapes of the same arithmetic."""
 _TRIED_WINDOWS = 4
 _TRIED_TOKENS = 8192
 """A way is tried on about so many windows of each end, tokens permitting."""
@@ -66,7 +70,7 @@ class Likelihoods:
             "cached prefixes": lambda some, most: CachedPrefixes(called, some, most),
             "plain batches": lambda some, most: PlainBatches(called, some, most),
         }
-        self._tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_OF_HALVES)
+        self._half = model.dtype in (torch.bfloat16, torch.float16)
         self.way, self.note, self._run = self._chosen(budget)
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
@@ -83,37 +87,63 @@ class Likelihoods:
         plain = "plain batches"
         if not self._windows:
             return plain, "", self._ways[plain](self._windows, budget)
-        tried = [self._windows[index] for index in _tried(self._windows)]
-        expected, _ = self._ways[plain](tried, budget).run()
+        trial = self._trial([self._windows[index] for index in _tried(self._windows)], budget)
         reasons: list[str] = []
         for name in ("prefix tree", "cached prefixes"):
-            problem, way = self._problem(name, tried, expected, budget)
+            problem, way = self._problem(name, trial, budget)
             if way is not None:
                 return name, "; ".join(reasons), way
             reasons.append(f"{name}: {problem}")
         return plain, "; ".join(reasons), self._ways[plain](self._windows, budget)
 
-    def _problem(
-        self, name: str, tried: Sequence[Window], expected: np.ndarray, budget: Budget
-    ) -> tuple[str, Way | None]:
+    def _trial(self, windows: Sequence[Window], budget: Budget) -> _Trial:
+        """What plain batches give, in float32 if that can be had."""
+        plain = self._ways["plain batches"]
+        if self._half:
+            # Operations may be for bfloat16 only, and memory too little.
+            with contextlib.suppress(Exception), InFloat32():
+                return _Trial(windows, plain(windows, budget).run()[0], InFloat32, _TOLERANCE)
+        tolerance = _TOLERANCE_OF_HALVES if self._half else _TOLERANCE
+        found, _ = plain(windows, budget).run()
+        return _Trial(windows, found, contextlib.nullcontext, tolerance)
+
+    def _problem(self, name: str, trial: _Trial, budget: Budget) -> tuple[str, Way | None]:
         """Why a way cannot be taken, or the way for all windows."""
-        if not np.isfinite(expected).all():
+        if not np.isfinite(trial.expected).all():
             return "cannot be checked: the model's logits are not numbers", None
         # Small passes, so that what one leaves for the next is checked too.
-        tokens = max(len(window.tokens) for window in tried) // 2
+        tokens = max(len(window.tokens) for window in trial.windows) // 2
         small = Budget(min(tokens, budget.tokens), budget.rows)
         try:
-            got, _ = self._ways[name](tried, small).run()
+            with trial.precision():
+                got, _ = self._ways[name](trial.windows, small).run()
             way = self._ways[name](self._windows, budget)
         except UnfitError as error:
             return str(error), None
         except Exception as error:  # the model may be anyone's code, and plain batches will do
             return f"{type(error).__name__}: {error}", None
-        counts = np.array([len(window.targets) for window in tried])
-        worst = float(np.max(np.abs(got - expected) / counts))
-        if not worst <= self._tolerance:
+        counts = np.array([len(window.targets) for window in trial.windows])
+        worst = float(np.max(np.abs(got - trial.expected) / counts))
+        if not worst <= trial.tolerance:
             return f"log-likelihoods differ by {worst:.2g} per token", None
         return "", way
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Windows that every way is tried on.
+
+    Args:
+        windows: some of the study's.
+        expected: their log-likelihoods in plain batches.
+        precision: the arithmetic of both.
+        tolerance: in nats per token.
+    """
+
+    windows: Sequence[Window]
+    expected: np.ndarray
+    precision: Callable[[], contextlib.AbstractContextManager[Any]]
+    tolerance: float
 
 
 def _tried(windows: Sequence[Window]) -> list[int]:

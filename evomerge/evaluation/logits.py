@@ -61,7 +61,7 @@ class Model:
     def continued(self, cache: Any, rows: int) -> dict[str, Any]:
         """Options of a call whose rows all go on after a cache of one row, which stays as it is."""
         own = copy.deepcopy(cache)
-        own.batch_repeat_interleave(rows)
+        own.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.device))
         return self._with(own)
 
     def _with(self, cache: Any) -> dict[str, Any]:
