@@ -192,11 +192,7 @@ def _tree_attention(
 
 @contextlib.contextmanager
 def tree_attention(model: Any) -> Iterator[None]:
-    """Lets a model's layers use it; afterwards they use what they used before.
-
-    Raises:
-        UnfitError: the model's attention cannot be exchanged.
-    """
+    """Lets a model's layers use it, if they can; afterwards they use what they used before."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _tree_attention)

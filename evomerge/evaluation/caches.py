@@ -21,9 +21,10 @@ from evomerge.evaluation.batching import Budget, unless_out_of_memory
 from evomerge.evaluation.logits import Model
 from evomerge.evaluation.plain import PlainBatches
 from evomerge.evaluation.queries import Window
+from evomerge.evaluation.trie import shared_length
 
 _WORTH = 64
-"""A beginning is run by itself if that saves so many tokens: about what a call costs."""
+"""Tokens that take about as long as a call."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,21 @@ class CachedPrefixes:
         model: what is run.
         windows: what is to be scored.
         budget: of one batch, beginnings not counted.
+        worth: a beginning is run by itself if that saves so many tokens.
 
     Raises:
         UnfitError: the model has no cache, or the windows share nothing that is worth one.
     """
 
-    def __init__(self, model: Model, windows: Sequence[Window], budget: Budget) -> None:
+    def __init__(
+        self, model: Model, windows: Sequence[Window], budget: Budget, *, worth: int = _WORTH
+    ) -> None:
         if model.cache_name is None:
             raise UnfitError("it takes no cache")
         self._model = model
         self._windows = windows
         self._budget = budget
+        self._worth = worth
         by_tokens = sorted(range(len(windows)), key=lambda index: windows[index].tokens)
         self._root = self._beginning(by_tokens, 0, 0)
         if not self._root.longer:
@@ -116,7 +121,7 @@ class CachedPrefixes:
             group = list(members)
             shared = self._shared(group)
             rows = len({self._windows[index].tokens for index in group})
-            if (rows - 1) * (shared - known) >= _WORTH:
+            if (rows - 1) * (shared - known) >= self._worth:
                 longer.append(self._beginning(group, known, shared))
             elif rows > 1:
                 found, rest = self._parted(group, known, shared)
@@ -132,7 +137,5 @@ class CachedPrefixes:
 
     def _shared(self, group: list[int]) -> int:
         """How many tokens at the beginning all have that none is scored at; they are sorted."""
-        first, last = self._windows[group[0]].tokens, self._windows[group[-1]].tokens
-        pairs = zip(first, last, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))
+        same = shared_length(self._windows[group[0]].tokens, self._windows[group[-1]].tokens)
         return min(same, *map(self._first_scored, group))

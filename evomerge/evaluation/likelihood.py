@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,15 +19,16 @@ from evomerge.evaluation.logits import Model
 from evomerge.evaluation.plain import PlainBatches
 from evomerge.evaluation.queries import Window
 from evomerge.evaluation.tree import TreePasses
+from evomerge.evaluation.trie import shared_length
 
 _TOLERANCE = 1e-4
 """Nats per token by which another way may differ from plain batches, both in float32."""
 _TOLERANCE_OF_HALVES = 0.05
 """The same where a model in bfloat16 or float16 cannot be run in float32: what rounding makes of
 other shapes of the same arithmetic."""
-_TRIED_WINDOWS = 4
+_LEAST_TRIED = 2
 _TRIED_TOKENS = 8192
-"""A way is tried on about so many windows of each end, tokens permitting."""
+"""At least so many windows are tried, and no more beyond so many tokens."""
 
 
 class Way(Protocol):
@@ -44,7 +46,7 @@ class Likelihoods:
     """Plans a fixed list of windows once, and runs them on whatever the model now is.
 
     A way is taken only if it gives what plain batches give on some of the windows, with the weights
-    that the model has now: the longest and the windows nearest to it, and the first ones.
+    that the model has now: the longest, those that share the most, the first.
 
     Args:
         model: a causal ``transformers`` model.
@@ -63,13 +65,8 @@ class Likelihoods:
     def __init__(
         self, model: Any, windows: Sequence[Window], budget: Budget, device: torch.device
     ) -> None:
-        called = Model(model, device)
         self._windows = windows
-        self._ways: dict[str, Callable[[Sequence[Window], Budget], Way]] = {
-            "prefix tree": lambda some, most: TreePasses(called, some, most.tokens),
-            "cached prefixes": lambda some, most: CachedPrefixes(called, some, most),
-            "plain batches": lambda some, most: PlainBatches(called, some, most),
-        }
+        self._model = Model(model, device)
         self._half = model.dtype in (torch.bfloat16, torch.float16)
         self.way, self.note, self._run = self._chosen(budget)
 
@@ -86,7 +83,7 @@ class Likelihoods:
     def _chosen(self, budget: Budget) -> tuple[str, str, Way]:
         plain = "plain batches"
         if not self._windows:
-            return plain, "", self._ways[plain](self._windows, budget)
+            return plain, "", PlainBatches(self._model, self._windows, budget)
         trial = self._trial([self._windows[index] for index in _tried(self._windows)], budget)
         reasons: list[str] = []
         for name in ("prefix tree", "cached prefixes"):
@@ -94,18 +91,24 @@ class Likelihoods:
             if way is not None:
                 return name, "; ".join(reasons), way
             reasons.append(f"{name}: {problem}")
-        return plain, "; ".join(reasons), self._ways[plain](self._windows, budget)
+        return plain, "; ".join(reasons), PlainBatches(self._model, self._windows, budget)
+
+    def _way(
+        self, name: str, windows: Sequence[Window], budget: Budget, **options: int
+    ) -> TreePasses | CachedPrefixes:
+        if name == "prefix tree":
+            return TreePasses(self._model, windows, budget.tokens)
+        return CachedPrefixes(self._model, windows, budget, **options)
 
     def _trial(self, windows: Sequence[Window], budget: Budget) -> _Trial:
         """What plain batches give, in float32 if that can be had."""
-        plain = self._ways["plain batches"]
+        plain = PlainBatches(self._model, windows, budget)
         if self._half:
             # Operations may be for bfloat16 only, and memory too little.
             with contextlib.suppress(Exception), InFloat32():
-                return _Trial(windows, plain(windows, budget).run()[0], InFloat32, _TOLERANCE)
+                return _Trial(windows, plain.run()[0], InFloat32, _TOLERANCE)
         tolerance = _TOLERANCE_OF_HALVES if self._half else _TOLERANCE
-        found, _ = plain(windows, budget).run()
-        return _Trial(windows, found, contextlib.nullcontext, tolerance)
+        return _Trial(windows, plain.run()[0], contextlib.nullcontext, tolerance)
 
     def _problem(self, name: str, trial: _Trial, budget: Budget) -> tuple[str, Way | None]:
         """Why a way cannot be taken, or the way for all windows."""
@@ -115,9 +118,9 @@ class Likelihoods:
         tokens = max(len(window.tokens) for window in trial.windows) // 2
         small = Budget(min(tokens, budget.tokens), budget.rows)
         try:
-            with trial.precision():
-                got, _ = self._ways[name](trial.windows, small).run()
-            way = self._ways[name](self._windows, budget)
+            with trial.precision(), _quiet():
+                got, _ = self._way(name, trial.windows, small, worth=1).run()
+            way = self._way(name, self._windows, budget)
         except UnfitError as error:
             return str(error), None
         except Exception as error:  # the model may be anyone's code, and plain batches will do
@@ -147,17 +150,34 @@ class _Trial:
 
 
 def _tried(windows: Sequence[Window]) -> list[int]:
-    """Windows to try a way on: neighbours in the order of their tokens, which share the most."""
+    """Windows to try a way on: the longest and its neighbour, those that share the most, the first.
+
+    Neighbours in the order of their tokens share the most with one another.
+    """
     order = sorted(range(len(windows)), key=lambda index: windows[index].tokens)
-    longest = max(range(len(order)), key=lambda place: len(windows[order[place]].tokens))
-    some = min(_TRIED_WINDOWS, len(order))
-    first = max(0, min(longest - some // 2, len(order) - some))
-    places = dict.fromkeys([longest, *range(first, first + some), *range(some)])
+    inputs = [windows[index].tokens for index in order]
+    shared = [shared_length(*pair) for pair in pairwise(inputs)]
+    longest = max(range(len(inputs)), key=lambda place: len(inputs[place]))
+    closest = max(range(len(shared)), key=lambda place: shared[place], default=0)
+    places = [longest, max(longest - 1, 0), closest, min(closest + 1, len(order) - 1), 0]
     chosen: list[int] = []
     tokens = 0
-    for place in places:
-        tokens += len(windows[order[place]].tokens)
-        if len(chosen) >= 2 and tokens > _TRIED_TOKENS:
+    for place in dict.fromkeys(places):
+        tokens += len(inputs[place])
+        if len(chosen) >= _LEAST_TRIED and tokens > _TRIED_TOKENS:
             break
         chosen.append(order[place])
     return chosen
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Whatever ``transformers`` says about a way that is only tried, our note says."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evomerge.errors import TrialError
-from evomerge.evaluation.attention import TreeAttention, tree_attention
+from evomerge.evaluation.attention import TreeAttention, UnfitError, tree_attention
 from evomerge.evaluation.batching import unless_out_of_memory
 from evomerge.evaluation.logits import Model, log_probabilities
 from evomerge.evaluation.passes import Pass, Planner
@@ -48,7 +48,10 @@ class TreePasses:
         if not len(self._tree):
             return np.zeros(0), np.zeros(0, dtype=bool)
         with torch.inference_mode(), tree_attention(self._model.live):
-            scored = self._run(TreeAttention())
+            attention = TreeAttention()
+            scored = self._run(attention)
+        if not attention.calls:
+            raise UnfitError("it has an attention of its own")
         # One wait for the device, at the end.
         log_probs, best = (torch.cat(parts).cpu().numpy() for parts in zip(*scored, strict=True))
         sources, starts = self._tree.sources, self._tree.starts

@@ -71,6 +71,12 @@ class PrefixTree:
         return int(self.depths.max(initial=-1)) + 1
 
 
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences have in common before they part."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
 _NONE = np.zeros(0, dtype=np.int64)
 
 
