@@ -144,7 +144,7 @@ class Planner:
     def _groups(
         self, start: int, end: int, length: int, ways: list[np.ndarray], before: int
     ) -> list[Group]:
-        sizes = [-(-len(way) // _LIKE) for way in ways]
+        sizes = [len(way) // _LIKE for way in ways]
         cuts = [0, *(i for i in range(1, len(ways)) if sizes[i] != sizes[i - 1]), len(ways)]
         return [
             self._group(start, end, length, ways[first:last], first, before)
