@@ -67,7 +67,7 @@ class Likelihoods:
     ) -> None:
         self._windows = windows
         self._model = Model(model, device)
-        self._half = model.dtype in (torch.bfloat16, torch.float16)
+        self._half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
         self.way, self.note, self._run = self._chosen(budget)
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
@@ -38,6 +38,8 @@ class Scored:
         preparation: seconds of building the items and planning, once per study.
         ours: seconds of each of our scores.
         theirs: batch size → seconds of each ``simple_evaluate``.
+        work: the process's own seconds of our scores and of lm-eval's best batch size, medians:
+            what a busy machine does not change; None where lm-eval was not run.
         passes: share of our time that the model's own passes take.
         tokens: that our model was given, padding included.
         least: what the items ask at least.
@@ -55,6 +57,7 @@ class Scored:
     preparation: float
     ours: tuple[float, ...]
     theirs: dict[int, tuple[float, ...]]
+    work: tuple[float, float] | None
     passes: float
     tokens: int
     least: Least
@@ -84,6 +87,9 @@ class Scored:
             target = "" if self.target is None else f"≥ {number(self.target, '×')}"
             met = None if self.target is None else self.ratio >= self.target
             yield Figure("times faster", number(self.ratio, "×"), target, met)
+        if self.work is not None:
+            told = f"{number(self.work[0], 's')}, {number(self.work[1], 's')}"
+            yield Figure("processor's time, ours and theirs", told)
         yield Figure("items built and planned, once", number(self.preparation, "s"))
         yield Figure("share of it in the model's passes", f"{self.passes:.0%}")
         if self.writes:
@@ -126,7 +132,7 @@ class Scored:
 def measure(
     row: Row, *, repetitions: int, their_repetitions: int, batch_sizes: Sequence[int]
 ) -> Scored:
-    """Both programs on one row, in turn; the first of each run is not counted but for the last."""
+    """Both programs on one row, one after the other; the first run of each is not counted."""
     device, dtype = row.model.device, row.model.dtype
     began = time.perf_counter()
     items = row.build()
@@ -135,8 +141,8 @@ def measure(
     scorer.score()
     with counted(row.model) as counts:
         took = seconds_of(scorer.score, device)
-    theirs, answers = _theirs(row, items, batch_sizes, their_repetitions)
-    ours = tuple(seconds_of(scorer.score, device) for _ in range(repetitions))
+    theirs, their_work, answers = _theirs(row, items, batch_sizes, their_repetitions)
+    ours, our_work = _timed(scorer.score, device, repetitions)
     difference, texts = _compared(scorer, answers)
     least = Least.of(items)
     return Scored(
@@ -146,8 +152,9 @@ def measure(
         exact=dtype == torch.float32,
         way=scorer.way,
         preparation=preparation,
-        ours=ours,
+        ours=tuple(ours),
         theirs=theirs,
+        work=(median(our_work), their_work) if theirs else None,
         passes=counts.seconds / took,
         tokens=counts.tokens,
         least=least,
@@ -158,23 +165,37 @@ def measure(
     )
 
 
+def _timed(
+    action: Callable[[], object], device: torch.device, repetitions: int
+) -> tuple[list[float], list[float]]:
+    """Seconds that an action takes, and those that the process works at it."""
+    seconds, work = [], []
+    for _ in range(repetitions):
+        began = time.process_time()
+        seconds.append(seconds_of(action, device))
+        work.append(time.process_time() - began)
+    return seconds, work
+
+
 def _theirs(
     row: Row, items: ItemSet, batch_sizes: Sequence[int], repetitions: int
-) -> tuple[dict[int, tuple[float, ...]], list[Any]]:
-    """Seconds of ``simple_evaluate``, and the answers that its model gave.
+) -> tuple[dict[int, tuple[float, ...]], float, list[Any]]:
+    """Seconds of ``simple_evaluate``, the best batch size's work, and its model's answers.
 
     Every batch size once, then the quickest again; the first run of all warms up and is not
     counted.
     """
     if not batch_sizes:
-        return {}, []
+        return {}, 0.0, []
     answers = _evaluate(row, items, batch_sizes[0], log=True)
-    run = partial(_evaluate, row, items)
-    device = row.model.device
-    took = {size: [seconds_of(partial(run, size), device)] for size in batch_sizes}
+    took, work = {}, {}
+    for size in batch_sizes:
+        took[size], work[size] = _timed(partial(_evaluate, row, items, size), row.model.device, 1)
     best = min(took, key=lambda size: took[size][0])
-    took[best] += [seconds_of(partial(run, best), device) for _ in range(repetitions - 1)]
-    return {size: tuple(seconds) for size, seconds in took.items()}, answers
+    more = _timed(partial(_evaluate, row, items, best), row.model.device, repetitions - 1)
+    took[best] += more[0]
+    seconds = {size: tuple(all_seconds) for size, all_seconds in took.items()}
+    return seconds, median(work[best] + more[1]), answers
 
 
 def _evaluate(row: Row, items: ItemSet, batch_size: int, *, log: bool = False) -> list[Any]:

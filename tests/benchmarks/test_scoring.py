@@ -72,6 +72,7 @@ def test_figures_are_ratios_of_medians() -> None:
         preparation=1.0,
         ours=(1.0, 9.0, 2.0),
         theirs={1: (8.0,), 8: (6.0, 4.0, 7.0)},
+        work=(2.0, 6.0),
         passes=0.9,
         tokens=105,
         least=Least(tokens=100, scored=10),
