@@ -1,147 +1,183 @@
-"""Log-likelihoods of many windows on a live model: one forward pass per batch, in float32."""
+"""Log-likelihoods of many windows on a live model, by the quickest way that is right for it."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from evomerge.evaluation.batching import Budget, Indices, ShrinkingBatches
+from evomerge.evaluation.attention import UnfitError
+from evomerge.evaluation.batching import Budget
+from evomerge.evaluation.caches import CachedPrefixes
+from evomerge.evaluation.exact import InFloat32
+from evomerge.evaluation.logits import Model
+from evomerge.evaluation.plain import PlainBatches
 from evomerge.evaluation.queries import Window
+from evomerge.evaluation.tree import TreePasses
+from evomerge.evaluation.trie import shared_length
 
-_PIECE_BYTES = 1 << 28
-"""The vocabulary is summed over in pieces of at most so much float32."""
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A padded batch and where it is scored; every distinct position is normalised once.
-
-    Args:
-        tokens: ``[rows, longest]``, padded on the right, where a causal model never looks.
-        columns: ``[K]`` positions at which some row is scored, ascending.
-        row, column: ``[D]`` the distinct scored positions; ``column`` counts within ``columns``.
-        source: ``[T]`` of each target, its position among the ``D``.
-        target: ``[T]`` the token whose probability is asked for.
-        windows: the windows answered, in the order of their targets.
-        starts: ``[len(windows)]`` where each window's targets begin among the ``T``.
-    """
-
-    tokens: torch.Tensor
-    columns: torch.Tensor
-    row: torch.Tensor
-    column: torch.Tensor
-    source: torch.Tensor
-    target: torch.Tensor
-    windows: tuple[int, ...]
-    starts: np.ndarray
+_TOLERANCE = 1e-4
+"""Nats per token by which another way may differ from plain batches, both in float32."""
+_TOLERANCE_OF_HALVES = 0.05
+"""The same where a model in bfloat16 or float16 cannot be run in float32: what rounding makes of
+other shapes of the same arithmetic."""
+_LEAST_TRIED = 2
+_TRIED_TOKENS = 8192
+"""At least so many windows are tried, and no more beyond so many tokens."""
 
 
-_Scored = tuple[_Batch, torch.Tensor, torch.Tensor]
-
-
-class Likelihoods:
-    """Plans the batches of a fixed list of windows, and runs them on whatever the model now is.
-
-    Windows with the same input (the one-token choices of a question) share one row.
-
-    Args:
-        model: a causal ``transformers`` model.
-        windows: what is to be scored.
-        budget: of one batch.
-        device: where the model takes its input.
-    """
-
-    def __init__(
-        self, model: Any, windows: Sequence[Window], budget: Budget, device: torch.device
-    ) -> None:
-        self._model = model
-        self._windows = windows
-        self._device = device
-        rows: dict[tuple[int, ...], list[int]] = {}
-        for index, window in enumerate(windows):
-            rows.setdefault(window.tokens, []).append(index)
-        self._rows = list(rows.items())
-        parameters = inspect.signature(model.forward).parameters
-        self._spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-        self._keeps = "logits_to_keep" in parameters
-        self._options = {"use_cache": False} if "use_cache" in parameters else {}
-        lengths = [len(tokens) for tokens, _ in self._rows]
-        self._batches: ShrinkingBatches[_Batch, _Scored] = ShrinkingBatches(
-            lengths, budget, self._prepare
-        )
+class Way(Protocol):
+    """How windows are put to the model."""
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """Log-likelihood (nats, float64) and greediness (bool) of every window, in their order.
 
         A window whose logits are not numbers has log-likelihood NaN.
         """
-        likelihood = np.full(len(self._windows), np.nan)
-        greedy = np.zeros(len(self._windows), dtype=bool)
-        # One wait for the device at the end, not one per batch; hence tensors until here.
-        for _, (batch, log_probs, is_best) in self._batches.run(self._forward):
-            if batch.windows:
-                sums = np.add.reduceat(log_probs.cpu().numpy(), batch.starts)
-                likelihood[list(batch.windows)] = sums
-                hits = np.logical_and.reduceat(is_best.cpu().numpy(), batch.starts)
-                greedy[list(batch.windows)] = hits
-        return likelihood, greedy
+        ...
 
-    def _prepare(self, indices: Indices) -> _Batch:
-        inputs = [self._rows[index][0] for index in indices]
-        tokens = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
-        positions: dict[tuple[int, int], int] = {}
-        source: list[int] = []
-        target: list[int] = []
-        windows: list[int] = []
-        starts: list[int] = []
-        for row, index in enumerate(indices):
-            tokens[row, : len(inputs[row])] = torch.tensor(inputs[row])
-            for window in self._rows[index][1]:
-                wanted = self._windows[window].targets
-                windows.append(window)
-                starts.append(len(target))
-                first = len(inputs[row]) - len(wanted)
-                keys = ((row, first + offset) for offset in range(len(wanted)))
-                source += [positions.setdefault(key, len(positions)) for key in keys]
-                target += wanted
-        columns = sorted({column for _, column in positions})
-        place = {column: number for number, column in enumerate(columns)}
-        return _Batch(
-            tokens=tokens.to(self._device),
-            # On the CPU it indexes hidden states on whichever device a spread model ends.
-            columns=torch.tensor(columns) if self._spread else self._tensor(columns),
-            row=self._tensor([row for row, _ in positions]),
-            column=self._tensor([place[column] for _, column in positions]),
-            source=self._tensor(source),
-            target=self._tensor(target),
-            windows=tuple(windows),
-            starts=np.array(starts, dtype=np.int64),
-        )
 
-    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+class Likelihoods:
+    """Plans a fixed list of windows once, and runs them on whatever the model now is.
 
-    @torch.inference_mode()
-    def _forward(self, batch: _Batch) -> _Scored:
-        logits = self._logits(batch)  # [rows, K, vocabulary]
-        piece = max(1, _PIECE_BYTES // (4 * logits.shape[-1]))
-        norms, best = [], []
-        for rows, columns in zip(batch.row.split(piece), batch.column.split(piece), strict=True):
-            picked = logits[rows, columns].float()
-            norms.append(torch.logsumexp(picked, dim=-1))
-            best.append(picked.argmax(dim=-1))
-        asked = logits[batch.row[batch.source], batch.column[batch.source], batch.target]
-        log_probs = asked.double() - torch.cat(norms)[batch.source].double()
-        return batch, log_probs, torch.cat(best)[batch.source] == batch.target
+    A way is taken only if it gives what plain batches give on some of the windows, with the weights
+    that the model has now: the longest, those that share the most, the first.
 
-    def _logits(self, batch: _Batch) -> torch.Tensor:
-        if self._keeps:  # the vocabulary is large: never project positions that nobody scores
-            output = self._model(batch.tokens, logits_to_keep=batch.columns, **self._options)
-            return torch.as_tensor(output.logits).to(self._device)
-        output = self._model(batch.tokens, **self._options)
-        return torch.as_tensor(output.logits)[:, batch.columns].to(self._device)
+    Args:
+        model: a causal ``transformers`` model.
+        windows: what is to be scored.
+        budget: of one pass through the model.
+        device: where the model takes its input.
+
+    Attributes:
+        way: ``prefix tree``, ``cached prefixes`` or ``plain batches``.
+        note: why it is not the first of them; empty if it is.
+
+    Raises:
+        TrialError: a single sequence does not fit in memory.
+    """
+
+    def __init__(
+        self, model: Any, windows: Sequence[Window], budget: Budget, device: torch.device
+    ) -> None:
+        self._windows = windows
+        self._model = Model(model, device)
+        self._half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        self.way, self.note, self._run = self._chosen(budget)
+
+    def run(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-likelihood (nats, float64) and greediness (bool) of every window, in their order.
+
+        A window whose logits are not numbers has log-likelihood NaN.
+
+        Raises:
+            TrialError: a single sequence does not fit in memory.
+        """
+        return self._run.run()
+
+    def _chosen(self, budget: Budget) -> tuple[str, str, Way]:
+        plain = "plain batches"
+        if not self._windows:
+            return plain, "", PlainBatches(self._model, self._windows, budget)
+        trial = self._trial([self._windows[index] for index in _tried(self._windows)], budget)
+        reasons: list[str] = []
+        for name in ("prefix tree", "cached prefixes"):
+            problem, way = self._problem(name, trial, budget)
+            if way is not None:
+                return name, "; ".join(reasons), way
+            reasons.append(f"{name}: {problem}")
+        return plain, "; ".join(reasons), PlainBatches(self._model, self._windows, budget)
+
+    def _way(
+        self, name: str, windows: Sequence[Window], budget: Budget, **options: int
+    ) -> TreePasses | CachedPrefixes:
+        if name == "prefix tree":
+            return TreePasses(self._model, windows, budget.tokens)
+        return CachedPrefixes(self._model, windows, budget, **options)
+
+    def _trial(self, windows: Sequence[Window], budget: Budget) -> _Trial:
+        """What plain batches give, in float32 if that can be had."""
+        plain = PlainBatches(self._model, windows, budget)
+        if self._half:
+            # Operations may be for bfloat16 only, and memory too little.
+            with contextlib.suppress(Exception), InFloat32():
+                return _Trial(windows, plain.run()[0], InFloat32, _TOLERANCE)
+        tolerance = _TOLERANCE_OF_HALVES if self._half else _TOLERANCE
+        return _Trial(windows, plain.run()[0], contextlib.nullcontext, tolerance)
+
+    def _problem(self, name: str, trial: _Trial, budget: Budget) -> tuple[str, Way | None]:
+        """Why a way cannot be taken, or the way for all windows."""
+        if not np.isfinite(trial.expected).all():
+            return "cannot be checked: the model's logits are not numbers", None
+        # Small passes, so that what one leaves for the next is checked too.
+        tokens = max(len(window.tokens) for window in trial.windows) // 2
+        small = Budget(min(tokens, budget.tokens), budget.rows)
+        try:
+            with trial.precision(), _quiet():
+                got, _ = self._way(name, trial.windows, small, worth=1).run()
+            way = self._way(name, self._windows, budget)
+        except UnfitError as error:
+            return str(error), None
+        except Exception as error:  # the model may be anyone's code, and plain batches will do
+            return f"{type(error).__name__}: {error}", None
+        counts = np.array([len(window.targets) for window in trial.windows])
+        worst = float(np.max(np.abs(got - trial.expected) / counts))
+        if not worst <= trial.tolerance:
+            return f"log-likelihoods differ by {worst:.2g} per token", None
+        return "", way
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Windows that every way is tried on.
+
+    Args:
+        windows: some of the study's.
+        expected: their log-likelihoods in plain batches.
+        precision: the arithmetic of both.
+        tolerance: in nats per token.
+    """
+
+    windows: Sequence[Window]
+    expected: np.ndarray
+    precision: Callable[[], contextlib.AbstractContextManager[Any]]
+    tolerance: float
+
+
+def _tried(windows: Sequence[Window]) -> list[int]:
+    """Windows to try a way on: the longest and its neighbour, those that share the most, the first.
+
+    Neighbours in the order of their tokens share the most with one another.
+    """
+    order = sorted(range(len(windows)), key=lambda index: windows[index].tokens)
+    inputs = [windows[index].tokens for index in order]
+    shared = [shared_length(*pair) for pair in pairwise(inputs)]
+    longest = max(range(len(inputs)), key=lambda place: len(inputs[place]))
+    closest = max(range(len(shared)), key=lambda place: shared[place], default=0)
+    places = [longest, max(longest - 1, 0), closest, min(closest + 1, len(order) - 1), 0]
+    chosen: list[int] = []
+    tokens = 0
+    for place in dict.fromkeys(places):
+        tokens += len(inputs[place])
+        if len(chosen) >= _LEAST_TRIED and tokens > _TRIED_TOKENS:
+            break
+        chosen.append(order[place])
+    return chosen
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Whatever ``transformers`` says about a way that is only tried, our note says."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

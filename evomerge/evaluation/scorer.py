@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from evomerge.evaluation.items import ItemSet
 from evomerge.evaluation.likelihood import Likelihoods
 from evomerge.evaluation.queries import Continuation, Generation, Query, Rolling, Rules, Window
 from evomerge.evaluation.scores import Scores
+
+_LOGGER = logging.getLogger(__name__)
 
 _TOKENS = {"cuda": 16384}
 _TOKENS_ELSEWHERE = 1024
@@ -71,12 +75,28 @@ class Scorer:
             if isinstance(query, Generation)
         }
         windows = [window for query in self._queries for window in _windows(query)]
+        ends = np.cumsum([len(_windows(query)) for query in self._queries], dtype=int).tolist()
+        self._spans = [slice(*span) for span in pairwise([0, *ends])]
         self._likelihoods = Likelihoods(model, windows, budget, where)
+        if self._likelihoods.note:
+            _LOGGER.warning("%s", *self.notes)
         self._generators = []
         for rules, places in self._places_by_rules().items():
             prompts = [self._prompts[place] for place in places]
             generator = Generator(model, tokenizer, prompts, rules, writing, where)
             self._generators.append((places, generator))
+
+    @property
+    def way(self) -> str:
+        """How log-likelihoods are computed: by ``prefix tree``, the quickest; with ``cached
+        prefixes``; or in ``plain batches``, where the others do not give what these give."""
+        return self._likelihoods.way
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why it is not the quickest way, one sentence; nothing if it is."""
+        note = self._likelihoods.note
+        return (f"log-likelihoods are computed with {self.way} ({note})",) if note else ()
 
     def score(self, *, bootstrap: int = 0) -> Scores:
         """The model's scores, equal to ``lm_eval.simple_evaluate``'s on ``items.samples``.
@@ -124,20 +144,24 @@ class Scorer:
 
     def _likelihood_answers(self) -> list[list[Answer]]:
         likelihood, greedy = self._likelihoods.run()
+        broken = np.flatnonzero(np.isnan(likelihood))
+        if len(broken):
+            first = next(
+                place for place, windows in enumerate(self._spans) if broken[0] < windows.stop
+            )
+            raise TrialError(
+                f"task {self._owners[first]}: the model's logits are not numbers (NaN)"
+            )
+        # Python's own numbers: reading them one by one from an array is slow.
+        values, hits = likelihood.tolist(), greedy.tolist()
         answers: list[list[Answer]] = []
-        start = 0
-        for query, owner in zip(self._queries, self._owners, strict=True):
-            end = start + len(_windows(query))
-            values = likelihood[start:end]
-            if np.isnan(values).any():
-                raise TrialError(f"task {owner}: the model's logits are not numbers (NaN)")
+        for query, windows in zip(self._queries, self._spans, strict=True):
             if isinstance(query, Continuation):
-                answers.append([(float(values[0]), bool(greedy[start]))])
+                answers.append([(values[windows.start], hits[windows.start])])
             elif isinstance(query, Rolling):
-                answers.append([float(values.sum())])
+                answers.append([float(likelihood[windows].sum())])
             else:
                 answers.append([])
-            start = end
         return answers
 
 
