@@ -83,10 +83,10 @@ SMOOTH: Mapping[str, Metric] = {
 }
 """``gold_prob``: the right answer's share of the choices' probabilities, in [0, 1]; of several
 right answers the sum. ``margin``: log-likelihood of the likeliest right answer minus that of the
-likeliest wrong one, in nats; above 0 where ``acc`` is 1. With ``_norm`` per character, as
-``acc_norm``, with ``_bytes`` per byte, as ``acc_bytes``. ``gold_loglikelihood``: of the likeliest
-right answer, in nats. ``bits_per_byte``: that of all items over the bytes of their texts, in bits,
-what stands between question and answer included."""
+likeliest wrong one, in nats; above 0 where ``acc`` is 1, ties aside. Both with ``_norm`` per
+character, as ``acc_norm``, and with ``_bytes`` per byte, as ``acc_bytes``. ``gold_loglikelihood``:
+of the likeliest right answer, in nats. ``bits_per_byte``: that of all items over the bytes of their
+texts, in bits, what stands between question and answer included."""
 
 
 @dataclass(frozen=True)
