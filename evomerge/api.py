@@ -174,6 +174,7 @@ def search(
     """
     from evomerge.checkpoints.sharing import sweep
     from evomerge.report import StudyFiles, StudyReport
+    from evomerge.search.itemscores import item_log
     from evomerge.search.loop import Budget
     from evomerge.search.opening import open_for_search, set_aside, study_folder
     from evomerge.search.preparation import prepare, with_resources, worker_resources
@@ -193,7 +194,7 @@ def search(
             set_aside(folder, name, storage)
             folder.make()
         store = open_for_search(prepared, folder, name, storage)
-        files = StudyFiles(folder, store)
+        files, log = StudyFiles(folder, store), item_log(folder.items, store)
         if announce:
             announce(prepared, StudyReport(store))
 
@@ -207,11 +208,13 @@ def search(
             return RayPool(with_resources(prepared.plan, share), share, address=ray_address)
 
         try:
-            outcome = Session(prepared, store, pool, Budget(trials, timeout), observed).run()
+            budget = Budget(trials, timeout)
+            outcome = Session(prepared, store, pool, budget, observed, log.append).run()
         finally:
+            log.close()
             sweep()  # what the workers shared; they may have been killed
         files.finish(outcome.progress)
-    return SearchResult(StudyReport(store), folder.path, outcome)
+    return SearchResult(StudyReport(store, folder), folder.path, outcome)
 
 
 def evaluate(

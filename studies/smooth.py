@@ -1,3 +1,4 @@
+"""How well few items tell candidates apart: `python studies/smooth.py [--candidates N]`.
 
 Candidates of the quickstart's space are scored on all its items. A fitness (a metric, and a way to
 choose n items of each task) is good if it ranks them as their accuracy on thousands of other items
@@ -48,7 +49,8 @@ def scored(near: int, wide: int) -> tuple[Scores, dict[str, slice]]:
         for part in ("", "_heldout")
         for metric in METRICS
     )
-    evaluator = replace(prepared.plan, requests=requests, threads=1)()
+    plan = replace(prepared.plan, requests=requests, holdout_items=None, threads=1)
+    evaluator = plan()
     names = [gene.name for gene in prepared.genes]
     rng = np.random.default_rng(0)
     points = [*rng.uniform(-0.2, 1.2, (wide, len(names)))]
@@ -62,14 +64,18 @@ def scored(near: int, wide: int) -> tuple[Scores, dict[str, slice]]:
         tasks = evaluator.run(Job(0, recipe)).scores.tasks
         for metric in METRICS:
             key = MetricName(metric, "none")
-            halves = [[tasks[f"quickstart_{s}{p}"].items[key] for p in ("", "_heldout")] for s in SKILLS]
-            found[metric].append(np.stack([np.concatenate(half) for half in halves]))
+            rows = [
+                np.concatenate([tasks[f"quickstart_{s}{p}"].items[key] for p in ("", "_heldout")])
+                for s in SKILLS
+            ]
+            found[metric].append(np.stack(rows))
     first = len(prepared.baselines)
-    parts = {"whole space": slice(first, first + wide), "near a good one": slice(first + wide, None)}
-    return {metric: np.stack(rows) for metric, rows in found.items()}, {
+    parts = {
         "baselines": slice(0, first),
-        **parts,
+        "whole space": slice(first, first + wide),
+        "near a good one": slice(first + wide, None),
     }
+    return {metric: np.stack(rows) for metric, rows in found.items()}, parts
 
 
 def at_random(
@@ -135,13 +141,14 @@ def main() -> None:
     options = parser.parse_args()
     scores, parts = scored(options.candidates, options.candidates)
     base = parts.pop("baselines")
+    informed = {"spread": most_spread, "half": half_and_half, "weighted": weighted}
     ways: list[tuple[str, str, str, Choice]] = [
         *((metric, "random", "acc", at_random) for metric in METRICS),
         *(
             (metric, f"{name}, {spread}", spread, way)
             for metric in ("acc", "gold_prob")
             for spread in ("gold_prob", "acc")
-            for name, way in (("spread", most_spread), ("half", half_and_half), ("weighted", weighted))
+            for name, way in informed.items()
         ),
     ]
     for name, part in parts.items():
