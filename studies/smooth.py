@@ -14,11 +14,13 @@ and drawn with chances that grow with that spread, each item counting as the inv
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.cluster.vq import kmeans2
 from scipy.stats import kendalltau
 
 from evomerge import load_space
@@ -32,12 +34,12 @@ SKILLS = ("add", "count", "most", "kinds")
 METRICS = ("acc", "gold_prob", "margin", "gold_loglikelihood")
 GOOD = (0.37, 0.95, 0.16, 0.12, 1.07, 0.29, -0.01, 0.42)
 """The genome that the README's search found: two knots each of add, count, most, kinds."""
-POOL, COUNTS, DRAWS = 600, (12, 25, 50, 100, 400), 40
+POOL, COUNTS, DRAWS, BALANCED = 600, (12, 25, 50, 100, 400), 40, 1000
 
 Scores = dict[str, np.ndarray]
 """Per metric ``[candidates, skills, items]``."""
 Choice = Callable[[np.random.Generator, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-"""Draw, spread over baselines ``[items]``, n → the chosen items and what each counts."""
+"""Draw, baselines' item scores ``[baselines, items]``, n → the chosen items, what each counts."""
 
 
 def scored(near: int, wide: int) -> tuple[Scores, dict[str, slice]]:
@@ -79,45 +81,75 @@ def scored(near: int, wide: int) -> tuple[Scores, dict[str, slice]]:
 
 
 def at_random(
-    rng: np.random.Generator, spread: np.ndarray, count: int
+    rng: np.random.Generator, known: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    return rng.permutation(len(spread))[:count], np.ones(count)
+    return rng.permutation(known.shape[1])[:count], np.ones(count)
 
 
 def most_spread(
-    rng: np.random.Generator, spread: np.ndarray, count: int
+    rng: np.random.Generator, known: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    return np.argsort(-spread, kind="stable")[:count], np.ones(count)
+    return np.argsort(-known.var(axis=0), kind="stable")[:count], np.ones(count)
 
 
 def half_and_half(
-    rng: np.random.Generator, spread: np.ndarray, count: int
+    rng: np.random.Generator, known: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(-spread, kind="stable")
+    order = np.argsort(-known.var(axis=0), kind="stable")
     rest = rng.permutation(order[count // 2 :])[: count - count // 2]
     return np.concatenate([order[: count // 2], rest]), np.ones(count)
 
 
 def weighted(
-    rng: np.random.Generator, spread: np.ndarray, count: int
+    rng: np.random.Generator, known: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Systematic sampling: a fifth of the chance is the same for all, the rest by deviation."""
-    deviation = np.sqrt(spread)
-    chance = 0.2 / len(spread) + 0.8 * deviation / deviation.sum()
+    deviation = known.std(axis=0)
+    chance = 0.2 / len(deviation) + 0.8 * deviation / deviation.sum()
     chance = np.minimum(chance * count, 1.0)
     for _ in range(50):  # those that are certain leave their surplus to the others
         open_ = chance < 1
         chance[open_] *= (count - (~open_).sum()) / chance[open_].sum()
         chance = np.minimum(chance, 1.0)
-    order = rng.permutation(len(spread))
+    order = rng.permutation(len(deviation))
     ends = np.cumsum(chance[order])
     marks = rng.random() + np.arange(count)
     chosen = order[np.minimum(np.searchsorted(ends, marks), len(order) - 1)]
     return chosen, 1 / chance[chosen]
 
 
+def balanced(
+    rng: np.random.Generator, known: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of many random draws the one on which the baselines score most nearly as on the pool."""
+    size = known.shape[1]
+    drawn = np.argpartition(rng.random((BALANCED, size)), count - 1, axis=1)[:, :count]
+    centred = known - known.mean(axis=1, keepdims=True)
+    values, directions = np.linalg.eigh(np.cov(centred))
+    kept = values > 1e-9 * values.max()
+    scaled = (directions[:, kept] / np.sqrt(values[kept])).T @ centred
+    distance = np.square(scaled[:, drawn].mean(axis=2)).sum(axis=0)
+    return drawn[distance.argmin()], np.ones(count)
+
+
+def anchors(
+    rng: np.random.Generator, known: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The items nearest the centres of n clusters, each counting as its cluster is large."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        centres, label = kmeans2(known.T, count, seed=rng, minit="++")
+    chosen, counts = [], []
+    for cluster in np.unique(label):
+        members = np.flatnonzero(label == cluster)
+        apart = np.square(known.T[members] - centres[cluster]).sum(axis=1)
+        chosen.append(members[apart.argmin()])
+        counts.append(float(len(members)))
+    return np.array(chosen), np.array(counts)
+
+
 def draws(
-    scores: Scores, part: slice, base: slice, metric: str, spread_of: str, choose: Choice, n: int
+    scores: Scores, part: slice, base: slice, metric: str, known_by: str, choose: Choice, n: int
 ) -> Iterator[float]:
     """Kendall's tau for one draw of the pool, the items and so of the truth after another."""
     items = scores["acc"].shape[2]
@@ -128,8 +160,8 @@ def draws(
         truth = scores["acc"][part][:, :, rest].mean(axis=(1, 2))
         fitness = np.zeros(len(truth))
         for skill in range(len(SKILLS)):
-            spread = scores[spread_of][base, skill][:, pool].var(axis=0)
-            chosen, counts = choose(rng, spread, n)
+            known = scores[known_by][base, skill][:, pool]
+            chosen, counts = choose(rng, known, n)
             values = scores[metric][part, skill][:, pool[chosen]]
             fitness += values @ counts / counts.sum()
         yield float(kendalltau(fitness, truth).statistic)
@@ -141,7 +173,13 @@ def main() -> None:
     options = parser.parse_args()
     scores, parts = scored(options.candidates, options.candidates)
     base = parts.pop("baselines")
-    informed = {"spread": most_spread, "half": half_and_half, "weighted": weighted}
+    informed = {
+        "spread": most_spread,
+        "half": half_and_half,
+        "weighted": weighted,
+        "anchors": anchors,
+        "balanced": balanced,
+    }
     ways: list[tuple[str, str, str, Choice]] = [
         *((metric, "random", "acc", at_random) for metric in METRICS),
         *(

@@ -14,11 +14,9 @@ from evomerge.recipe import Recipe, read_recipes
 from evomerge.search.folder import ROOT, StudyFolder
 from evomerge.search.itemscores import ItemScores, log_key
 from evomerge.search.loop import best_of
-from evomerge.search.preparation import task_requests
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore, open_store, study_names
 from evomerge.search.verdict import Verdict, finalists
-from evomerge.space import SearchSpace
 
 if TYPE_CHECKING:
     import pandas
@@ -114,6 +112,9 @@ class StudyReport:
             if self.trial(number).number not in self.item_scores:
                 where = "" if self._folder is None else f" in {self._folder.items}"
                 raise StudyError.at(self.name, f"trial {number} has no item scores{where}")
+        from evomerge.search.preparation import task_requests
+        from evomerge.space import SearchSpace
+
         space = SearchSpace.model_validate_json(self.facts["space"])
         first, second = self.item_scores[a], self.item_scores[b]
         return compare(first, second, task_requests(space), plain_sum=space.plain_sum)

@@ -43,12 +43,12 @@ class _Found:
     """What a walk over the file has found.
 
     Args:
-        trials: number → its layout, and where its values lie in the file.
+        trials: study and number → its layout, and where its values lie in the file.
         layout: the one that holds at the end of the file.
         end: where the last whole frame ends.
     """
 
-    trials: dict[int, tuple[Layout, int, int]] = field(default_factory=dict)
+    trials: dict[tuple[str, int], tuple[Layout, int, int]] = field(default_factory=dict)
     layout: Layout | None = None
     end: int = 0
 
@@ -129,9 +129,7 @@ class ItemScores(Mapping[int, Scores]):
     def __init__(self, path: Path, study: str) -> None:
         self._path = path
         self._trials = {
-            number: place
-            for number, place in _walk(path).trials.items()
-            if place[0]["study"] == study
+            number: place for (owner, number), place in _walk(path).trials.items() if owner == study
         }
 
     def __len__(self) -> int:
@@ -176,9 +174,9 @@ def _note(found: _Found, kind: bytes, payload: bytes, *, whole: bool) -> None:
     if kind == _LAYOUT:
         found.layout = json.loads(payload) if whole else None
     elif whole and found.layout is not None:
-        number = _NUMBER.unpack_from(payload)[0]
+        key = found.layout["study"], _NUMBER.unpack_from(payload)[0]
         start = found.end + _HEAD.size + _NUMBER.size
-        found.trials[number] = found.layout, start, len(payload) - _NUMBER.size
+        found.trials[key] = found.layout, start, len(payload) - _NUMBER.size
 
 
 def _framed(kind: bytes, payload: bytes) -> bytes:
