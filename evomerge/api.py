@@ -7,18 +7,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evomerge.arguments import (
     begun_fingerprints,
     check_device,
-    model_or_stages,
     read_recipes,
     read_space,
     tell_beyond_mergekit,
     write_new,
 )
-from evomerge.errors import EvomergeWarning, Fault, InputError, TaskError
+from evomerge.errors import EvomergeWarning
 
 if TYPE_CHECKING:
     from evomerge.evaluation import Scores, TaskRequest
@@ -220,55 +219,22 @@ def search(
 def evaluate(
     model: str | Path | Recipe,
     tasks: Sequence[str | TaskRequest],
-    *,
-    items: int | None = None,
-    num_fewshot: int | None = None,
-    seed: int = 0,
-    dtype: str | None = None,
-    device: str | None = None,
-    apply_chat_template: bool = False,
-    include_path: Sequence[Path] = (),
-    trust_remote_code: bool = False,
+    **options: Any,
 ) -> Scores:
     """Score a model, or the model that a recipe makes, on lm-eval tasks.
 
     Args:
         model: a folder, a hub name, a recipe or a recipe's file (merged in memory).
         tasks: names, with every metric that they report, or requests.
-        items: documents per task, drawn by the seed; None is all.
-        num_fewshot: examples before each question; None is what the task says.
-        seed: of the draw.
-        dtype: ``float32``, ``bfloat16``, ``float16``; None is the checkpoint's or the recipe's.
-        device: ``cpu``, ``cuda``; None is the accelerator where there is one.
-        apply_chat_template: render prompts with the tokenizer's chat template.
-        include_path: folders of task definitions.
-        trust_remote_code: whether the model may bring its own code.
+        options: as :func:`evomerge.assessing.evaluate_models` takes them.
 
     Raises:
-        InputError: the model, the recipe or a task is wrong.
+        InputError: everything that is wrong with the model, the recipe and the tasks.
         TrialError: the model's answers are no numbers.
     """
-    from evomerge.evaluation import Setting, TaskRequest
-    from evomerge.merging import DTYPES
-    from evomerge.search.evaluator import live_model, score
+    from evomerge.assessing import evaluate_models
 
-    requests = [
-        TaskRequest(task, items=items, num_fewshot=num_fewshot, seed=seed)
-        if isinstance(task, str)
-        else task
-        for task in tasks
-    ]
-    if not requests:
-        raise TaskError([Fault("tasks", "none given; at least one is needed")])
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError([Fault("dtype", f"{dtype!r}; allowed: {', '.join(DTYPES)}")])
-    check_device(device)
-    setting = Setting(
-        apply_chat_template=apply_chat_template,
-        include_path=tuple(Path(folder).resolve() for folder in include_path),
-    )
-    loaded = live_model(model_or_stages(model), dtype, device, trust_remote_code=trust_remote_code)
-    return score(loaded, requests, setting)
+    return evaluate_models([model], tasks, **options)[0].scores
 
 
 def estimate_search(
