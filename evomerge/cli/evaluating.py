@@ -106,7 +106,7 @@ def _report(
 ) -> dict[str, Any]:
     from evomerge.search.provenance import versions
 
-    report = {
+    report: dict[str, Any] = {
         "model": models[0],
         "tasks": _tasks(found[0]),
         "settings": {name: _plain(value) for name, value in options.items()},
