@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from evomerge.recipe import Recipe
     from evomerge.report import StudyReport
     from evomerge.search.estimate import Estimate
+    from evomerge.search.evaluator import EvaluatorPlan
     from evomerge.search.loop import Observer, Progress
     from evomerge.search.preparation import Preparation
     from evomerge.search.records import TrialRecord
@@ -173,6 +175,7 @@ def search(
     """
     from evomerge.checkpoints.sharing import sweep
     from evomerge.report import StudyFiles, StudyReport
+    from evomerge.search.informed import balanced_items
     from evomerge.search.itemscores import item_log
     from evomerge.search.loop import Budget
     from evomerge.search.opening import open_for_search, set_aside, study_folder
@@ -182,16 +185,20 @@ def search(
     from evomerge.search.workers import RayPool
 
     space = read_space(space, include_path, seed, resources)
-    name = space.name if study is None else study
-    folder = study_folder(name)
+    folder = study_folder(name := space.name if study is None else study)
     prepared = prepare(space)
     share = worker_resources(space, workers)
     if ray_address is None:  # else each worker plans for the machine that it is on
         prepared = with_residency(prepared, share)
+
+    def pool(plan: EvaluatorPlan) -> RayPool:
+        return RayPool(with_resources(plan, share), share, address=ray_address)
+
     with folder.lock():
         if fresh:
             set_aside(folder, name, storage)
             folder.make()
+        prepared = balanced_items(prepared, name, storage or folder.url, pool)
         store = open_for_search(prepared, folder, name, storage)
         files, log = StudyFiles(folder, store), item_log(folder.items, store)
         if announce:
@@ -203,12 +210,9 @@ def search(
             if observer:
                 observer(record, progress)
 
-        def pool() -> RayPool:
-            return RayPool(with_resources(prepared.plan, share), share, address=ray_address)
-
         try:
-            budget = Budget(trials, timeout)
-            outcome = Session(prepared, store, pool, budget, observed, log.append).run()
+            make, budget = partial(pool, prepared.plan), Budget(trials, timeout)
+            outcome = Session(prepared, store, make, budget, observed, log.append).run()
         finally:
             log.close()
             sweep()  # what the workers shared; they may have been killed

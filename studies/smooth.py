@@ -8,7 +8,9 @@ draws them late.
 
 Ways to choose from a pool of 600 items a task: at random; the items on which the six baselines
 differ most (variance of their gold_prob, or of right and wrong); half of these and half at random;
-and drawn with chances that grow with that spread, each item counting as the inverse of its chance.
+drawn with chances that grow with that spread, each item counting as the inverse of its chance; the
+items nearest the centres of n clusters, each counting as its cluster is large; and `order:
+balanced`, the subset on which the baselines score most nearly as on the pool.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from scipy.stats import kendalltau
 
 from evomerge import load_space
 from evomerge.evaluation import MetricName, TaskRequest
+from evomerge.evaluation.balancing import balanced
 from evomerge.search.baselines import decode
 from evomerge.search.pool import Job
 from evomerge.search.preparation import prepare
@@ -34,7 +37,7 @@ SKILLS = ("add", "count", "most", "kinds")
 METRICS = ("acc", "gold_prob", "margin", "gold_loglikelihood")
 GOOD = (0.37, 0.95, 0.16, 0.12, 1.07, 0.29, -0.01, 0.42)
 """The genome that the README's search found: two knots each of add, count, most, kinds."""
-POOL, COUNTS, DRAWS, BALANCED = 600, (12, 25, 50, 100, 400), 40, 1000
+POOL, COUNTS, DRAWS = 600, (12, 25, 50, 100, 400), 40
 
 Scores = dict[str, np.ndarray]
 """Per metric ``[candidates, skills, items]``."""
@@ -118,18 +121,11 @@ def weighted(
     return chosen, 1 / chance[chosen]
 
 
-def balanced(
+def rejective(
     rng: np.random.Generator, known: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of many random draws the one on which the baselines score most nearly as on the pool."""
-    size = known.shape[1]
-    drawn = np.argpartition(rng.random((BALANCED, size)), count - 1, axis=1)[:, :count]
-    centred = known - known.mean(axis=1, keepdims=True)
-    values, directions = np.linalg.eigh(np.cov(centred))
-    kept = values > 1e-9 * values.max()
-    scaled = (directions[:, kept] / np.sqrt(values[kept])).T @ centred
-    distance = np.square(scaled[:, drawn].mean(axis=2)).sum(axis=0)
-    return drawn[distance.argmin()], np.ones(count)
+    """What ``order: balanced`` does."""
+    return balanced(known, count, rng), np.ones(count)
 
 
 def anchors(
@@ -178,7 +174,7 @@ def main() -> None:
         "half": half_and_half,
         "weighted": weighted,
         "anchors": anchors,
-        "balanced": balanced,
+        "balanced": rejective,
     }
     ways: list[tuple[str, str, str, Choice]] = [
         *((metric, "random", "acc", at_random) for metric in METRICS),

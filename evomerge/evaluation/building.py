@@ -184,6 +184,7 @@ class _Build:
             task=request.holdout_task or request.task,
             items=self._holdout_items,
             order="random",
+            chosen=None,
             holdout_task=None,
         )
 
