@@ -6,7 +6,6 @@ import pytest
 
 from tests.cli.worlds import World
 
-
 HELD = {"items": 200}
 
 
