@@ -46,6 +46,7 @@ class TaskRequest:
     Args:
         task: a name that lm-eval knows, or that a folder of ``Setting.include_path`` defines.
         metric: what is read off; a metric without a filter must be reported by one filter only.
+            A smooth metric (``smooth.SMOOTH``) is reported when it is asked for.
         weight: its share of the fitness; any finite number.
         items: how many documents, at least 1; ``None`` for all. In a group or tag they are shared
             out over the member tasks in proportion to their sizes.

@@ -180,8 +180,10 @@ class TaskSpec(Strict):
 
     Args:
         task: a name that lm-eval knows or that a folder of ``include_path`` defines.
-        metric: ``acc``, ``acc_norm``, or with one of the task's filters
-            ``exact_match,strict-match``.
+        metric: what the task reports, such as ``acc`` or ``acc_norm``, with one of its filters
+            ``exact_match,strict-match``; or a smooth one that says more per item: ``gold_prob``,
+            ``margin`` (both also with ``_norm`` or ``_bytes``), ``gold_loglikelihood``,
+            ``bits_per_byte``.
         weight: its share of the fitness; negative to minimise.
         items: how many items the search sees; None is all that are not held out.
         num_fewshot: examples before each question; None is what the task says.
