@@ -85,13 +85,13 @@ def _show_difference(models: Sequence[str], difference: Comparison) -> None:
     rows = []
     for one in difference.tasks:
         interval = "" if one.low is None else f"{one.low:+.4f} to {one.high:+.4f}"
-        counts = str(one.wins), str(one.losses), str(one.ties)
+        counts = f"{one.wins}/{one.losses}/{one.ties}"
         values = f"{one.b:.4f}", f"{one.a:.4f}", f"{one.difference:+.4f}"
-        rows.append((one.task, one.metric.removesuffix(",none"), *values, interval, *counts))
+        rows.append((one.task, one.metric.removesuffix(",none"), *values, interval, counts))
     first, second = models
     say(f"A: {first}\nB: {second}")
-    headers = ("task", "metric", "A", "B", "A ahead by", "95 % interval", "won", "lost", "tied")
-    show_table(headers, rows, numbers=range(2, 9))
+    headers = ("task", "metric", "A", "B", "A ahead by", "95 % interval", "won/lost/tied")
+    show_table(headers, rows, numbers=range(2, 7))
     say(
         "Paired item by item: won, lost and tied count the items on which A did better, worse, the "
         "same. Where an interval holds 0, these items do not tell the two apart."
