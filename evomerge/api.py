@@ -6,19 +6,19 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evomerge.arguments import (
     begun_fingerprints,
     check_device,
-    model_or_stages,
     read_recipes,
     read_space,
     tell_beyond_mergekit,
     write_new,
 )
-from evomerge.errors import EvomergeWarning, Fault, InputError, TaskError
+from evomerge.errors import EvomergeWarning
 
 if TYPE_CHECKING:
     from evomerge.evaluation import Scores, TaskRequest
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from evomerge.recipe import Recipe
     from evomerge.report import StudyReport
     from evomerge.search.estimate import Estimate
+    from evomerge.search.evaluator import EvaluatorPlan
     from evomerge.search.loop import Observer, Progress
     from evomerge.search.preparation import Preparation
     from evomerge.search.records import TrialRecord
@@ -174,6 +175,8 @@ def search(
     """
     from evomerge.checkpoints.sharing import sweep
     from evomerge.report import StudyFiles, StudyReport
+    from evomerge.search.informed import balanced_items
+    from evomerge.search.itemscores import item_log
     from evomerge.search.loop import Budget
     from evomerge.search.opening import open_for_search, set_aside, study_folder
     from evomerge.search.preparation import prepare, with_resources, worker_resources
@@ -182,18 +185,22 @@ def search(
     from evomerge.search.workers import RayPool
 
     space = read_space(space, include_path, seed, resources)
-    name = space.name if study is None else study
-    folder = study_folder(name)
+    folder = study_folder(name := space.name if study is None else study)
     prepared = prepare(space)
     share = worker_resources(space, workers)
     if ray_address is None:  # else each worker plans for the machine that it is on
         prepared = with_residency(prepared, share)
+
+    def pool(plan: EvaluatorPlan) -> RayPool:
+        return RayPool(with_resources(plan, share), share, address=ray_address)
+
     with folder.lock():
         if fresh:
             set_aside(folder, name, storage)
             folder.make()
+        prepared = balanced_items(prepared, name, storage or folder.url, pool)
         store = open_for_search(prepared, folder, name, storage)
-        files = StudyFiles(folder, store)
+        files, log = StudyFiles(folder, store), item_log(folder.items, store)
         if announce:
             announce(prepared, StudyReport(store))
 
@@ -203,69 +210,35 @@ def search(
             if observer:
                 observer(record, progress)
 
-        def pool() -> RayPool:
-            return RayPool(with_resources(prepared.plan, share), share, address=ray_address)
-
         try:
-            outcome = Session(prepared, store, pool, Budget(trials, timeout), observed).run()
+            make, budget = partial(pool, prepared.plan), Budget(trials, timeout)
+            outcome = Session(prepared, store, make, budget, observed, log.append).run()
         finally:
+            log.close()
             sweep()  # what the workers shared; they may have been killed
         files.finish(outcome.progress)
-    return SearchResult(StudyReport(store), folder.path, outcome)
+    return SearchResult(StudyReport(store, folder), folder.path, outcome)
 
 
 def evaluate(
     model: str | Path | Recipe,
     tasks: Sequence[str | TaskRequest],
-    *,
-    items: int | None = None,
-    num_fewshot: int | None = None,
-    seed: int = 0,
-    dtype: str | None = None,
-    device: str | None = None,
-    apply_chat_template: bool = False,
-    include_path: Sequence[Path] = (),
-    trust_remote_code: bool = False,
+    **options: Any,
 ) -> Scores:
     """Score a model, or the model that a recipe makes, on lm-eval tasks.
 
     Args:
         model: a folder, a hub name, a recipe or a recipe's file (merged in memory).
         tasks: names, with every metric that they report, or requests.
-        items: documents per task, drawn by the seed; None is all.
-        num_fewshot: examples before each question; None is what the task says.
-        seed: of the draw.
-        dtype: ``float32``, ``bfloat16``, ``float16``; None is the checkpoint's or the recipe's.
-        device: ``cpu``, ``cuda``; None is the accelerator where there is one.
-        apply_chat_template: render prompts with the tokenizer's chat template.
-        include_path: folders of task definitions.
-        trust_remote_code: whether the model may bring its own code.
+        options: as :func:`evomerge.assessing.evaluate_models` takes them.
 
     Raises:
-        InputError: the model, the recipe or a task is wrong.
+        InputError: everything that is wrong with the model, the recipe and the tasks.
         TrialError: the model's answers are no numbers.
     """
-    from evomerge.evaluation import Setting, TaskRequest
-    from evomerge.merging import DTYPES
-    from evomerge.search.evaluator import live_model, score
+    from evomerge.assessing import evaluate_models
 
-    requests = [
-        TaskRequest(task, items=items, num_fewshot=num_fewshot, seed=seed)
-        if isinstance(task, str)
-        else task
-        for task in tasks
-    ]
-    if not requests:
-        raise TaskError([Fault("tasks", "none given; at least one is needed")])
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError([Fault("dtype", f"{dtype!r}; allowed: {', '.join(DTYPES)}")])
-    check_device(device)
-    setting = Setting(
-        apply_chat_template=apply_chat_template,
-        include_path=tuple(Path(folder).resolve() for folder in include_path),
-    )
-    loaded = live_model(model_or_stages(model), dtype, device, trust_remote_code=trust_remote_code)
-    return score(loaded, requests, setting)
+    return evaluate_models([model], tasks, **options)[0].scores
 
 
 def estimate_search(

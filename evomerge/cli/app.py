@@ -188,37 +188,75 @@ def evaluate(
         str, typer.Argument(help="A model (folder or hub name) or a recipe.", show_default=False)
     ],
     tasks: Annotated[
-        str, typer.Option(help="lm-eval tasks, with commas between them.", show_default=False)
+        str,
+        typer.Option(
+            help="lm-eval tasks, with commas between them; task=100 for a number of items.",
+            show_default=False,
+        ),
     ],
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Another model or recipe: the difference, paired item by item."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of all that the tasks report: acc, gold_prob, margin, bits_per_byte, …; "
+            "may be given several times."
+        ),
+    ] = None,
     items: Annotated[
         int | None, typer.Option(min=1, help="Items per task, drawn by the seed; else all.")
     ] = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0)] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question; else the task's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of items.")] = 0,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; else the checkpoint's.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; else the GPU if any.")] = None,
-    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template")] = False,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Render prompts with the chat template.")
+    ] = False,
+    fewshot_as_multiturn: Annotated[
+        bool, typer.Option(help="Examples as turns of a conversation, with a chat template.")
+    ] = True,
+    system_instruction: Annotated[
+        str | None, typer.Option(help="Put before the task's own description.")
+    ] = None,
     include_path: IncludePath = None,
     trust_remote_code: TrustRemoteCode = False,
+    confirm_unsafe: Annotated[
+        bool,
+        typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run the model's code."),
+    ] = False,
+    samples: Annotated[
+        Path | None, typer.Option(help="A new file (JSON lines) for the scores of every item.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model or a recipe on lm-eval tasks."""
+    """Score a model or a recipe on lm-eval tasks, or compare two."""
     from evomerge.cli.evaluating import run_evaluate
 
     run_evaluate(
         model,
-        [task.strip() for task in tasks.split(",") if task.strip()],
+        tasks,
+        compare=compare,
         as_json=as_json,
+        metric=metric or [],
         items=items,
         num_fewshot=num_fewshot,
         seed=seed,
         dtype=dtype,
         device=device,
         apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn,
+        system_instruction=system_instruction,
         include_path=include_path or [],
         trust_remote_code=trust_remote_code,
+        confirm_unsafe=confirm_unsafe,
+        samples=samples,
     )
 
 

@@ -1,42 +1,163 @@
-"""``evomerge evaluate``: a model's or a recipe's scores."""
+"""``evomerge evaluate``: a model's or a recipe's scores, and the difference of two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.cli.output import print_json, quiet_libraries, show_table
+from evomerge.cli.output import print_json, quiet_libraries, say, show_table, stderr, tell_note
+from evomerge.errors import Fault, TaskError
 
 if TYPE_CHECKING:
-    from evomerge.evaluation import Scores
+    from evomerge.evaluation import Comparison, TaskRequest
+    from evomerge.search.assessment import Evaluation
 
 
-def run_evaluate(model: str, tasks: Sequence[str], *, as_json: bool, **options: Any) -> None:
+def run_evaluate(
+    model: str,
+    tasks: str,
+    *,
+    compare: str | None,
+    as_json: bool,
+    metric: Sequence[str],
+    **options: Any,
+) -> None:
     """Score and print, every metric with its standard error."""
-    from evomerge.api import evaluate
+    from evomerge.assessing import evaluate_models
 
     quiet_libraries()
-    scores = evaluate(model, tasks, **options)
+    metrics = [name.strip() for name in metric]
+    models = [model] if compare is None else [model, compare]
+    requests = _requests(tasks, options)
+    found = evaluate_models(models, requests, metrics=metrics, **options)
+    difference = found[0].against(found[1]) if compare is not None else None
     if as_json:
-        print_json({"model": model, "tasks": _as_json(scores)})
+        print_json(_report(models, found, difference, {**options, "metrics": metrics}))
         return
+    for note in dict.fromkeys(note for evaluation in found for note in evaluation.notes):
+        tell_note(note, stderr)
+    if difference is None:
+        _show(found[0], {name.partition(",")[0] for name in metrics})
+    else:
+        _show_difference(models, difference)
+
+
+def _requests(tasks: str, options: Mapping[str, Any]) -> list[TaskRequest]:
+    """``a,b=50``: tasks, some with a number of items of their own.
+
+    Raises:
+        TaskError: a number is none.
+    """
+    from evomerge.evaluation import TaskRequest
+
+    requests, faults = [], []
+    for text in filter(None, (part.strip() for part in tasks.split(","))):
+        name, equals, number = (part.strip() for part in text.partition("="))
+        if equals and not (number.isascii() and number.isdigit() and int(number) > 0):
+            problem = f"{number!r} items; write {name}=100, or {name} alone"
+            faults.append(Fault(f"task {name}", problem))
+            continue
+        items = int(number) if equals else options["items"]
+        request = TaskRequest(
+            name, items=items, num_fewshot=options["num_fewshot"], seed=options["seed"]
+        )
+        requests.append(request)
+    if faults:
+        raise TaskError(faults)
+    return requests
+
+
+def _show(evaluation: Evaluation, wanted: set[str]) -> None:
     rows: list[tuple[str, ...]] = []
-    for task, score in scores.tasks.items():
+    for task, score in evaluation.scores.tasks.items():
+        count = str(len(score.doc_ids)) if score.doc_ids else ""
         for metric, value in score.metrics.items():
-            error = "" if value.stderr is None else f"{value.stderr:.4f}"
-            count = str(len(score.doc_ids)) if score.doc_ids else ""
-            rows.append((task, count, str(metric), f"{value.value:.4f}", error))
+            if not wanted or metric.name in wanted:
+                error = "" if value.stderr is None else f"{value.stderr:.4f}"
+                rows.append((task, count, str(metric), f"{value.value:.4f}", error))
     show_table(("task", "items", "metric", "value", "± standard error"), rows, numbers=(1, 3, 4))
 
 
-def _as_json(scores: Scores) -> dict[str, Any]:
+def _show_difference(models: Sequence[str], difference: Comparison) -> None:
+    rows = []
+    for one in difference.tasks:
+        interval = "" if one.low is None else f"{one.low:+.4f} to {one.high:+.4f}"
+        counts = f"{one.wins}/{one.losses}/{one.ties}"
+        values = f"{one.b:.4f}", f"{one.a:.4f}", f"{one.difference:+.4f}"
+        rows.append((one.task, one.metric.removesuffix(",none"), *values, interval, counts))
+    first, second = models
+    say(f"A: {first}\nB: {second}")
+    headers = ("task", "metric", "A", "B", "A ahead by", "95 % interval", "won/lost/tied")
+    show_table(headers, rows, numbers=range(2, 7))
+    say(
+        "Paired item by item: won, lost and tied count the items on which A did better, worse, the "
+        "same. Where an interval holds 0, these items do not tell the two apart."
+    )
+
+
+def _report(
+    models: Sequence[str],
+    found: Sequence[Evaluation],
+    difference: Comparison | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    from evomerge.search.provenance import versions
+
+    report: dict[str, Any] = {
+        "model": models[0],
+        "tasks": _tasks(found[0]),
+        "settings": {name: _plain(value) for name, value in options.items()},
+        "items_digest": found[0].digest,
+        "versions": versions(),
+        "notes": list(found[0].notes),
+    }
+    if difference is not None:
+        report["other"] = {"model": models[1], "tasks": _tasks(found[1])}
+        report["differences"] = [
+            {
+                "task": one.task,
+                "metric": one.metric,
+                "value": one.b,
+                "other": one.a,
+                "better_by": one.difference,
+                **{name: asdict(one)[name] for name in ("low", "high", "p_value")},
+                "better": one.wins,
+                "worse": one.losses,
+                "same": one.ties,
+            }
+            for one in difference.tasks
+        ]
+    return dict(_plain(report))
+
+
+def _tasks(evaluation: Evaluation) -> dict[str, Any]:
     return {
         task: {
             "items": len(score.doc_ids),
+            "version": evaluation.versions.get(task),
+            "num_fewshot": evaluation.shots.get(task),
             "metrics": {
-                str(metric): {"value": value.value, "stderr": value.stderr}
+                str(metric): {
+                    "value": value.value,
+                    "stderr": value.stderr,
+                    "higher_is_better": value.higher_is_better,
+                }
                 for metric, value in score.metrics.items()
             },
         }
-        for task, score in scores.tasks.items()
+        for task, score in evaluation.scores.tasks.items()
     }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: paths are texts, what is no number is null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

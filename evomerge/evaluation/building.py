@@ -22,6 +22,7 @@ from evomerge.evaluation.items import ItemSet
 from evomerge.evaluation.judging import TaskItems
 from evomerge.evaluation.queries import Encoder, Query, QueryError
 from evomerge.evaluation.scores import find_metric
+from evomerge.evaluation.smooth import SMOOTH, available, plan_smooth
 from evomerge.evaluation.spec import MetricName, Part, Setting, TaskRequest
 from evomerge.evaluation.tasks import (
     Loaded,
@@ -108,6 +109,7 @@ class _Build:
         self._every_metric = every_metric
         self._faults = _Faults()
         self._notes: list[str] = []
+        self._metrics: dict[str, list[str]] = {}
 
     def items(self, requests: Sequence[TaskRequest]) -> ItemSet:
         encoder = self._faults.attempt(self._encoder)
@@ -120,6 +122,8 @@ class _Build:
         loaded = self._load(library, [request.task for request in asked])
         chosen = self._choose(requests, asked, loaded)
         by_name = {request.task: request for request in asked}
+        for request in asked:
+            self._metrics.setdefault(request.task, []).append(request.metric.name)
         # What is wrong with one task does not keep the others from being looked at.
         built = {
             name: self._build_task(name, task, chosen[name], by_name[owner], encoder)
@@ -143,7 +147,7 @@ class _Build:
     ) -> ItemSet:
         reported = {task.name: judging.reported_metrics(task) for task in tasks}
         sizes = {task.name: len(task.doc_ids) for task in tasks}
-        groups = groups_of(loaded.values(), reported)
+        groups = groups_of(loaded.values(), reported, self._metrics)
         plain = [
             group.name for group in groups if group.name not in declared_groups(loaded.values())
         ]
@@ -152,7 +156,10 @@ class _Build:
         names |= {group.name: group_shares(group, reported, sizes) for group in groups}
         resolved = []
         for request in requests if not self._every_metric else ():
-            find = partial(find_metric, request.metric, dict.fromkeys(names[request.task]))
+            leaves = loaded[request.task].tasks.values()
+            also = [m for m in SMOOTH if all(m in available(leaf) for leaf in leaves)]
+            reports = dict.fromkeys(names[request.task])
+            find = partial(find_metric, request.metric, reports, also)
             metric = self._faults.attempt(find, f"task {request.task}")
             resolved.append(replace(request, metric=metric or request.metric))
         self._faults.check()
@@ -177,6 +184,7 @@ class _Build:
             task=request.holdout_task or request.task,
             items=self._holdout_items,
             order="random",
+            chosen=None,
             holdout_task=None,
         )
 
@@ -265,7 +273,15 @@ class _Build:
             document = doc_ids[task.instances[len(queries)].doc_id]
             self._faults.add(f"task {name}: document {document}", str(error))
             return None
-        return TaskItems(name, task, doc_ids, tuple(queries))
+        plain = TaskItems(name, task, doc_ids, tuple(queries))
+        return self._faults.attempt(partial(self._with_smooth, plain, request.task, encoder))
+
+    def _with_smooth(self, items: TaskItems, owner: str, encoder: Encoder) -> TaskItems:
+        own = {metric.name for metric in items.own_metrics}
+        asked = [name for name in self._metrics[owner] if name not in own]
+        chat = self._setting.apply_chat_template
+        smooth = plan_smooth(items.name, items.task, items.doc_ids, asked, encoder, chat=chat)
+        return replace(items, smooth=smooth)
 
     def _build_requests(self, task: Any, doc_ids: DocIds) -> None:
         chat = self._setting.apply_chat_template

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,6 +38,10 @@ def choose(
         TaskError: there are too few documents.
     """
     place = f"task {request.task}"
+    if part == "search" and request.chosen is not None:
+        return {name: ids for name, ids in request.chosen if name in sizes}
+    if part == "holdout" and request.order == "balanced":
+        request = replace(request, items=None)  # what is not held out is a pool to choose from
     searched = _search_counts(sizes, request, place, holdout_items)
     orders = {name: _order(name, size, request) for name, size in sizes.items()}
     if part == "search":
@@ -128,20 +133,20 @@ def _check_members(wanted: int, sizes: Mapping[str, int], place: str) -> None:
 def _order(name: str, size: int, request: TaskRequest) -> np.ndarray:
     if request.order == "first":
         return np.arange(size)
-    return _generator(request.seed, name).permutation(size)
+    return generator(request.seed, name).permutation(size)
 
 
 def _holdout_order(name: str, order: np.ndarray, request: TaskRequest) -> np.ndarray:
-    if request.order == "random":
+    if request.order != "first":
         return order
     # "first" says which documents are searched on; those left over are still drawn at random,
     # as the end of a file need not be like its beginning.
     searched = 0 if request.items is None else min(request.items, len(order))
-    rest = _generator(request.seed, name).permutation(order[searched:])
+    rest = generator(request.seed, name).permutation(order[searched:])
     return np.concatenate([order[:searched], rest])
 
 
-def _generator(seed: int, task: str) -> np.random.Generator:
+def generator(seed: int, task: str) -> np.random.Generator:
     """A stream of its own per (seed, task name), whatever else is asked for."""
     digest = hashlib.sha256(task.encode()).digest()
     words = np.frombuffer(digest, dtype=">u4").astype(np.uint32)

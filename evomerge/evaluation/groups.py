@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lm_eval.api.group import Group
 from lm_eval.config.group import AggMetricConfig
 
 from evomerge.evaluation.scores import TaskScore, Value
+from evomerge.evaluation.smooth import FILTER, SMOOTH
 from evomerge.evaluation.spec import MetricName
 from evomerge.evaluation.tasks import Loaded
 
@@ -23,17 +25,42 @@ def declared_groups(loaded: Iterable[Loaded]) -> set[str]:
 
 
 def groups_of(
-    loaded: Iterable[Loaded], reported: Mapping[str, Sequence[MetricName]]
+    loaded: Iterable[Loaded],
+    reported: Mapping[str, Sequence[MetricName]],
+    asked: Mapping[str, Sequence[str]],
 ) -> tuple[Any, ...]:
-    """The groups to be scored; a tag, or a group without aggregation, becomes a plain mean."""
+    """The groups to be scored; a tag, or a group without aggregation, becomes a plain mean.
+
+    Args:
+        loaded: what was asked for.
+        reported: leaf task → the metrics that it reports.
+        asked: name that was asked for → the names of its metrics.
+    """
     groups: dict[str, Any] = {}
     for found in loaded:
-        groups |= {name: group for name, group in found.groups.items() if group.has_aggregation}
+        smooth = [metric for metric in asked.get(found.name, ()) if metric in SMOOTH]
+        groups |= {
+            name: _widened(group, smooth)
+            for name, group in found.groups.items()
+            if group.has_aggregation
+        }
         if not found.is_task and found.name not in groups:
             first, *others = (reported[leaf] for leaf in found.tasks)
             shared = [metric for metric in first if all(metric in other for other in others)]
             groups[found.name] = _averaging_group(found.name, found.tasks, shared)
     return tuple(groups.values())
+
+
+def _widened(group: Group, metrics: Sequence[str]) -> Group:
+    """A group that aggregates these smooth metrics too, weighted as it weights its own."""
+    own = list(group.aggregate_metric_list or ())
+    known = {config.metric for config in own}
+    added = [
+        AggMetricConfig(metric=metric, filter_list=[FILTER], weight_by_size=own[0].weight_by_size)
+        for metric in dict.fromkeys(metrics)
+        if metric not in known
+    ]
+    return replace(group, aggregate_metric_list=[*own, *added])
 
 
 def _averaging_group(name: str, tasks: Mapping[str, Any], metrics: Sequence[MetricName]) -> Group:

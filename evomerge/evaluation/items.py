@@ -65,8 +65,7 @@ class ItemSet:
     @property
     def repeats(self) -> tuple[int, ...]:
         """How many answers each query needs (more than one only where the task says so)."""
-        instances = (instance for task in self.tasks for instance in task.task.instances)
-        return tuple(instance.repeats or 1 for instance in instances)
+        return tuple(repeats for task in self.tasks for repeats in task.repeats)
 
     @property
     def owners(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ from lm_eval.api.metrics import acc_all, acc_all_stderr, mean, mean_stderr, samp
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 
 from evomerge.errors import TrialError
+from evomerge.evaluation.choices import Choices, choices_of
 from evomerge.evaluation.queries import Continuation, Query, Rolling
 from evomerge.evaluation.scores import TaskScore, Value
+from evomerge.evaluation.smooth import FILTER, SMOOTH, SmoothPlan
 from evomerge.evaluation.spec import MetricName
 
 _TRIED_DOCUMENTS = 8
+_COMPARED_DOCUMENTS = 64
+_COMPARED = ("acc", "acc_norm", "acc_bytes")
+"""What lm-eval finds by comparing the choices' likelihoods alone."""
 _CHUNK = 1000  # lm-eval's bootstrap starts a stream of random numbers per so many resamples
 
 RawValues = dict[MetricName, list[tuple[int, Any]]]
@@ -31,13 +37,26 @@ class TaskItems:
         name: lm-eval's name.
         task: lm-eval's ``Task``, its requests built.
         doc_ids: the chosen documents, ascending.
-        queries: one per lm-eval ``Instance`` of the task, in its order.
+        own_queries: one per lm-eval ``Instance`` of the task, in its order.
+        smooth: the metrics that are asked of it besides its own; None for none.
     """
 
     name: str
     task: Any
     doc_ids: tuple[int, ...]
-    queries: tuple[Query, ...]
+    own_queries: tuple[Query, ...]
+    smooth: SmoothPlan | None = None
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """Everything that is put to the model: the task's own, then those of smooth metrics."""
+        return self.own_queries + (self.smooth.queries if self.smooth else ())
+
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """How many answers each query needs."""
+        own = tuple(instance.repeats or 1 for instance in self.task.instances)
+        return own + (1,) * (len(self.queries) - len(own))
 
     def by_document(self) -> list[list[Any]]:
         """lm-eval's instances of each chosen document, in the order of their choices."""
@@ -45,6 +64,35 @@ class TaskItems:
         for instance in self.task.instances:
             grouped[instance.doc_id].append(instance)
         return [sorted(instances, key=lambda instance: instance.idx) for instances in grouped]
+
+    @cached_property
+    def own_metrics(self) -> tuple[MetricName, ...]:
+        """The metrics that the task reports by itself, found by judging made-up answers."""
+        made_up = [[_made_up(query)] for query in self.own_queries]
+        try:
+            return tuple(_raw_values(self, made_up, _TRIED_DOCUMENTS))
+        except Exception:  # made-up answers may be too odd for a task's own code; then ask the task
+            filters = self.task.instances[0].filtered_resps or {"none": None}
+            return tuple(
+                MetricName(name, key) for key in filters for name in self.task.aggregation()
+            )
+
+    @cached_property
+    def plain_choices(self) -> Choices | None:
+        """The choices, where all that the task does with the answers is to compare them.
+
+        Such answers are judged as arrays, by the same comparisons: lm-eval's own code takes as long
+        for them as a small model takes to give them.
+        """
+        if self.task.OUTPUT_TYPE != "multiple_choice" or self.task.get_config("filter_list"):
+            return None
+        if set(self.task.aggregation()) - set(_COMPARED):
+            return None
+        try:
+            choices = choices_of(self.name, self.task)
+            return choices if _judged_alike(self, choices) else None
+        except Exception:  # whatever is odd there, lm-eval's code has the last word
+            return None
 
 
 def judge(items: TaskItems, answers: Sequence[Sequence[Any]], *, bootstrap: int = 0) -> TaskScore:
@@ -58,31 +106,82 @@ def judge(items: TaskItems, answers: Sequence[Sequence[Any]], *, bootstrap: int 
     Raises:
         TrialError: the task's own code fails on the answers.
     """
+    own = answers[: len(items.own_queries)]
     try:
-        raw = _raw_values(items, answers, len(items.doc_ids))
-        metrics = {
-            metric: _value(items.task, metric, [value for _, value in values], bootstrap)
-            for metric, values in raw.items()
-        }
+        score = _own_score(items, own, bootstrap)
     except Exception as error:  # filters and metrics may be any code of the task's author
         reason = f"task {items.name}: answers could not be judged: {type(error).__name__}: {error}"
         raise TrialError(reason) from error
-    arrays = {metric: _array(values, len(items.doc_ids)) for metric, values in raw.items()}
-    return TaskScore(
-        metrics=metrics,
-        items={metric: array for metric, array in arrays.items() if array is not None},
-        doc_ids=items.doc_ids,
-    )
+    smooth = items.smooth.values(answers) if items.smooth else {}
+    metrics, arrays = dict(score.metrics), dict(score.items)
+    for name, values in smooth.items():
+        metric = MetricName(name, FILTER)
+        metrics[metric] = _smooth_value(name, values, bootstrap)
+        arrays[metric] = values
+    return TaskScore(metrics=metrics, items=arrays, doc_ids=items.doc_ids)
 
 
 def reported_metrics(items: TaskItems) -> tuple[MetricName, ...]:
-    """The metrics that a leaf task will report, found by judging made-up answers."""
-    made_up = [[_made_up(query)] for query in items.queries]
-    try:
-        return tuple(_raw_values(items, made_up, _TRIED_DOCUMENTS))
-    except Exception:  # made-up answers may be too odd for a task's own code; then ask the task
-        filters = items.task.instances[0].filtered_resps or {"none": None}
-        return tuple(MetricName(name, key) for key in filters for name in items.task.aggregation())
+    """The metrics that a leaf task will report, those that are asked of it besides included."""
+    asked = items.smooth.metrics if items.smooth else ()
+    return (*items.own_metrics, *(MetricName(name, FILTER) for name in asked))
+
+
+def _own_score(items: TaskItems, answers: Sequence[Sequence[Any]], bootstrap: int) -> TaskScore:
+    """The metrics that the task reports by itself."""
+    task = items.task
+    if items.plain_choices is not None:
+        compared = _compared(items, items.plain_choices, answers)
+        metrics = {m: _value(task, m, values.tolist(), bootstrap) for m, values in compared.items()}
+        return TaskScore(metrics, compared, items.doc_ids)
+    raw = _raw_values(items, answers, len(items.doc_ids))
+    metrics = {
+        metric: _value(task, metric, [value for _, value in values], bootstrap)
+        for metric, values in raw.items()
+    }
+    arrays = {metric: _array(values, len(items.doc_ids)) for metric, values in raw.items()}
+    found = {metric: array for metric, array in arrays.items() if array is not None}
+    return TaskScore(metrics, found, items.doc_ids)
+
+
+def _smooth_value(name: str, values: np.ndarray, bootstrap: int) -> Value:
+    metric = SMOOTH[name]
+    aggregate = AGGREGATION_REGISTRY[metric.aggregation]
+    given = list(map(tuple, values.tolist())) if values.ndim == 2 else values.tolist()
+    return Value(
+        value=float(aggregate(given)),
+        stderr=_stderr(aggregate, given, bootstrap),
+        higher_is_better=metric.higher_is_better,
+        aggregation=metric.aggregation,
+    )
+
+
+def _compared(
+    items: TaskItems, choices: Choices, answers: Sequence[Sequence[Any]]
+) -> dict[MetricName, np.ndarray]:
+    """Per metric 1.0 for each item whose likeliest choice is right: lm-eval's own comparisons."""
+    likelihoods = choices.likelihoods(answers)
+    lengths = {"acc": None, "acc_norm": choices.chars, "acc_bytes": choices.utf8}
+    rows = np.arange(len(likelihoods))
+    values = {}
+    for metric in items.own_metrics:
+        length = lengths[metric.name]
+        with np.errstate(divide="ignore"):
+            compared = likelihoods if length is None else likelihoods / length
+        values[metric] = choices.right[rows, compared.argmax(axis=1)].astype(np.float64)
+    return values
+
+
+def _judged_alike(items: TaskItems, choices: Choices) -> bool:
+    """Whether comparing arrays gives what lm-eval's code gives, on made-up likelihoods."""
+    draw = np.random.default_rng(0).normal(-20.0, 8.0, len(items.own_queries))
+    answers = [[(float(value), False)] for value in draw]
+    raw = _raw_values(items, answers, _COMPARED_DOCUMENTS)
+    mine = _compared(items, choices, answers)
+    return all(
+        [mine[metric][position] for position, _ in values] == [value for _, value in values]
+        for metric, values in raw.items()
+    )
 
 
 def _made_up(query: Query) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,8 +101,15 @@ class Scores:
         return cls({name: _unpack(score) for name, score in packed.items()})
 
 
-def find_metric(metric: MetricName, reported: Mapping[MetricName, Any]) -> MetricName:
+def find_metric(
+    metric: MetricName, reported: Mapping[MetricName, Any], also: Sequence[str] = ()
+) -> MetricName:
     """The one of ``reported`` that ``metric`` names.
+
+    Args:
+        metric: its filter may be left open.
+        reported: the metrics that there are.
+        also: names that could have been asked for besides, for the message.
 
     Raises:
         TaskError: none or several; lists them.
@@ -115,6 +122,9 @@ def find_metric(metric: MetricName, reported: Mapping[MetricName, Any]) -> Metri
     if len(found) == 1:
         return found[0]
     reason = f"{str(metric)!r} is not reported; the task reports {listed(reported)}"
+    further = [name for name in also if name not in {known.name for known in reported}]
+    if further:
+        reason += f"; allowed besides: {', '.join(further)}"
     if found:
         reason = f"{str(metric)!r} is reported by several filters; write {listed(found, ' or ')}"
     raise TaskError([Fault("metric", reason)])

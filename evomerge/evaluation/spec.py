@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 Part = Literal["search", "holdout"]
-Order = Literal["random", "first"]
+Order = Literal["random", "first", "balanced"]
 
 LM_EVAL_FEWSHOT_SEED = 1234
 """``lm_eval.simple_evaluate``'s own default."""
@@ -46,14 +46,17 @@ class TaskRequest:
     Args:
         task: a name that lm-eval knows, or that a folder of ``Setting.include_path`` defines.
         metric: what is read off; a metric without a filter must be reported by one filter only.
+            A smooth metric (``smooth.SMOOTH``) is reported when it is asked for.
         weight: its share of the fitness; any finite number.
         items: how many documents, at least 1; ``None`` for all. In a group or tag they are shared
             out over the member tasks in proportion to their sizes.
         num_fewshot: examples before each question; ``None`` for what the task says.
         order: ``random`` draws the documents by ``seed`` and the task's name; ``first`` takes the
-            first ``items`` documents of every member task, as lm-eval's ``limit`` does.
+            first ``items`` documents of every member task, as lm-eval's ``limit`` does;
+            ``balanced`` are those ``chosen``, and as ``random`` while none are.
         seed: of the draw, not negative.
         holdout_task: the task whose documents are held out, where it is not this one.
+        chosen: leaf tasks and positions of their documents, ascending, instead of a draw.
     """
 
     task: str
@@ -64,6 +67,7 @@ class TaskRequest:
     order: Order = "random"
     seed: int = 0
     holdout_task: str | None = None
+    chosen: tuple[tuple[str, tuple[int, ...]], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import Fault, StudyError
+from evomerge.evaluation import Comparison, Scores, compare
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.search.folder import ROOT, StudyFolder
+from evomerge.search.itemscores import ItemScores, log_key
 from evomerge.search.loop import best_of
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore, open_store, study_names
@@ -31,7 +34,7 @@ def open_study(study: str | Path, storage: str | None = None) -> StudyReport:
         StudyError: there is no such study.
     """
     if storage is not None:
-        return StudyReport(open_store(str(study), storage))
+        return StudyReport(open_store(str(study), storage), StudyFolder(ROOT / study))
     folder = _folder(study)
     if not folder.database.is_file():
         known = sorted(path.parent.name for path in ROOT.glob("*/study.db"))
@@ -41,7 +44,7 @@ def open_study(study: str | Path, storage: str | None = None) -> StudyReport:
     # A folder that was renamed or set aside holds its study under the old name.
     names = study_names(folder.url)
     name = names[0] if len(names) == 1 else folder.path.resolve().name
-    return StudyReport(open_store(name, folder.url))
+    return StudyReport(open_store(name, folder.url), folder)
 
 
 def _folder(study: str | Path) -> StudyFolder:
@@ -59,10 +62,11 @@ class StudyReport:
 
     Args:
         store: the study.
+        folder: its files; None where they are not at hand.
     """
 
-    def __init__(self, store: StudyStore) -> None:
-        self._store = store
+    def __init__(self, store: StudyStore, folder: StudyFolder | None = None) -> None:
+        self._store, self._folder = store, folder
 
     @property
     def name(self) -> str:
@@ -83,6 +87,37 @@ class StudyReport:
     def trials(self) -> list[TrialRecord]:
         """All the trials, by number."""
         return self._store.records()
+
+    @cached_property
+    def item_scores(self) -> Mapping[int, Scores]:
+        """Trial number → its scores, item by item, on the search items.
+
+        Raises:
+            StudyError: the file in the study's folder cannot be read.
+        """
+        key = log_key(self._store)
+        if self._folder is None or key is None:
+            return {}
+        return ItemScores(self._folder.items, key)
+
+    def compare(self, a: int, b: int) -> Comparison:
+        """How much better trial b is than trial a, paired item by item, on the search items.
+
+        An optimistic number where one of the two was chosen by these items.
+
+        Raises:
+            StudyError: there is no such trial, or its item scores were not kept.
+        """
+        for number in (a, b):
+            if self.trial(number).number not in self.item_scores:
+                where = "" if self._folder is None else f" in {self._folder.items}"
+                raise StudyError.at(self.name, f"trial {number} has no item scores{where}")
+        from evomerge.search.preparation import task_requests
+        from evomerge.space import SearchSpace
+
+        space = SearchSpace.model_validate_json(self.facts["space"])
+        first, second = self.item_scores[a], self.item_scores[b]
+        return compare(first, second, task_requests(space), plain_sum=space.plain_sum)
 
     @property
     def best(self) -> TrialRecord | None:

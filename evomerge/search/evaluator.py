@@ -1,14 +1,15 @@
 """One worker's work: hold the models, merge a recipe into the live one, score it.
 
-It knows neither Ray nor Optuna; ``workers`` runs it in an actor. ``live_model`` and
-``score`` are what ``evomerge evaluate`` needs of it.
+It knows neither Ray nor Optuna; ``workers`` runs it in an actor. ``open_model`` is what
+``evomerge evaluate`` needs of it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, spread
@@ -16,7 +17,6 @@ from evomerge.errors import Fault, RecipeError
 from evomerge.evaluation import (
     ItemSet,
     Scorer,
-    Scores,
     Setting,
     TaskRequest,
     build_items,
@@ -31,8 +31,6 @@ from evomerge.search.pool import Job, Outcome
 
 if TYPE_CHECKING:
     import torch
-
-_RESAMPLES = 1000  # for the standard errors of metrics that are no mean
 
 
 @dataclass(frozen=True)
@@ -193,14 +191,31 @@ class LoadedModel:
     device: str
 
 
-def live_model(
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that was found, with what questions need of it; its weights are not read yet.
+
+    Args:
+        tokenizer: Hugging Face's.
+        config: transformers' configuration.
+        device: where the model will be.
+        load: reads the weights, merging a recipe's; the model in evaluation mode.
+    """
+
+    tokenizer: Any
+    config: Any
+    device: str
+    load: Callable[[], Any]
+
+
+def open_model(
     source: ModelReference | Sequence[Recipe],
     dtype: str | None = None,
     device: str | None = None,
     *,
     trust_remote_code: bool = False,
-) -> LoadedModel:
-    """A stored model, or the one that a recipe's stages make, merged in memory.
+) -> OpenedModel:
+    """A stored model, or the one that a recipe's stages make, to be merged in memory.
 
     Args:
         source: a model, or the stages of a recipe.
@@ -217,33 +232,33 @@ def live_model(
     wanted = DTYPES[dtype] if dtype else None
     if isinstance(source, ModelReference):
         stored = Checkpoint.open(source, trust_remote_code=trust_remote_code)
-        return LoadedModel(stored.load_model(dtype=wanted, device=where), stored.tokenizer(), where)
+        load = partial(stored.load_model, dtype=wanted, device=where)
+        return OpenedModel(stored.tokenizer(), stored.model_config(), where, load)
+    recipe = source[-1]
     engine = staged_engine(source, {}, trust_remote_code=trust_remote_code, device=where)
-    if engine.layers(source[-1]) is not None:
+    if engine.layers(recipe) is not None:
         problem = "changes the layers; write the model with `evomerge merge`, then evaluate that"
-        raise RecipeError([Fault(source[-1].place, problem)])
-    model = engine.load_model(dtype=engine.dtype(source[-1]), device=where)
-    engine.merge_into(model, source[-1])
+        raise RecipeError([Fault(recipe.place, problem)])
+
+    def merged() -> Any:
+        model = engine.load_model(dtype=engine.dtype(recipe), device=where)
+        engine.merge_into(model, recipe)
+        return model.to(wanted) if wanted else model
+
     tokenizer = engine.target.vocabulary.tokenizer.load()
-    return LoadedModel(model.to(wanted) if wanted else model, tokenizer, where)
+    return OpenedModel(tokenizer, engine.like.model_config(), where, merged)
 
 
-def score(loaded: LoadedModel, requests: Sequence[TaskRequest], setting: Setting) -> Scores:
-    """Every metric of the requests' tasks, with standard errors.
-
-    Raises:
-        TaskError: a task is unknown or cannot be built.
-        TrialError: the model's answers are no numbers.
-    """
-    items = build_items(
-        requests,
-        setting,
-        loaded.tokenizer,
-        max_length=context_length(loaded.model.config, loaded.tokenizer),
-        every_metric=True,
-    )
-    scorer = Scorer(loaded.model, loaded.tokenizer, items, device=loaded.device)
-    return scorer.score(bootstrap=_RESAMPLES)
+def live_model(
+    source: ModelReference | Sequence[Recipe],
+    dtype: str | None = None,
+    device: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """What :func:`open_model` finds, alive."""
+    opened = open_model(source, dtype, device, trust_remote_code=trust_remote_code)
+    return LoadedModel(opened.load(), opened.tokenizer, opened.device)
 
 
 def items_of(plan: EvaluatorPlan, tokenizer: Any, config: Any, part: str) -> ItemSet:

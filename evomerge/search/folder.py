@@ -18,7 +18,8 @@ ROOT = Path("studies")
 
 
 class StudyFolder:
-    """``studies/<name>/``: the database, the space, ``best.yaml``, ``trials.csv``, provenance.
+    """``studies/<name>/``: the database, the space, ``best.yaml``, ``trials.csv``, item scores,
+    provenance.
 
     Args:
         path: the folder; it is made when something is written.
@@ -30,6 +31,7 @@ class StudyFolder:
         self.space = path / "space.yaml"
         self.best = path / "best.yaml"
         self.trials = path / "trials.csv"
+        self.items = path / "items.scores"
         self.provenance = path / "provenance.json"
         self.held_out = path / "heldout.json"
         self.log = path / "search.log"

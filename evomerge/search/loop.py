@@ -90,6 +90,14 @@ def nobody(_record: TrialRecord | None, _progress: Progress) -> None:
     """The observer who does not look."""
 
 
+Keeper = Callable[[int, Scores], None]
+"""Called with each successful trial's number and scores before the study is told of it."""
+
+
+def nothing_kept(_trial: int, _scores: Scores) -> None:
+    """The keeper who keeps nothing."""
+
+
 class SearchLoop:
     """One run of a study, up to its budget.
 
@@ -100,6 +108,7 @@ class SearchLoop:
         observer: is told of each finished trial.
         stop: once set, nothing is started or waited for; running trials stay as they are in the
             study, and the next run does them again.
+        keep: keeps each trial's item scores.
     """
 
     def __init__(
@@ -109,8 +118,9 @@ class SearchLoop:
         budget: Budget,
         observer: Observer = nobody,
         stop: threading.Event | None = None,
+        keep: Keeper = nothing_kept,
     ) -> None:
-        self._store, self._problem = store, problem
+        self._store, self._problem, self._keep = store, problem, keep
         self._budget, self._observer = budget, observer
         self._stop = stop or threading.Event()
         self._running: dict[int, TrialRecord] = {}
@@ -177,6 +187,7 @@ class SearchLoop:
         if reason is None:
             assert outcome.scores is not None  # for the type checker: _judge has seen them
             facts["scores"] = summary(outcome.scores)
+            self._keep(record.number, outcome.scores)
             self._store.tell(record.number, fitness, **facts)
         else:
             self._store.fail(record.number, reason, **facts)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.documents import read_text
 from evomerge.errors import EvomergeWarning, Fault, StudyError
 from evomerge.search.folder import ROOT, StudyFolder, write_json, write_whole
+from evomerge.search.informed import remember_items
 from evomerge.search.ownership import check_free
 from evomerge.search.preparation import Preparation
 from evomerge.search.provenance import check_unchanged, provenance
@@ -96,6 +97,7 @@ def open_for_search(
         check_unchanged(facts[PROVENANCE], now, name)
         _check_items(facts, prepared, name)
         _tell_changes(store, prepared.space, now)
+    remember_items(store, prepared)
     if DIGEST not in facts:
         _record(store, prepared, now)
     if DIGEST not in facts or not folder.provenance.exists():

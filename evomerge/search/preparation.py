@@ -113,7 +113,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     if genes:
         faults.gather(_resolves, space, genes, base)
         plan = replace(plan, vocabulary_of=faults.gather(_middle, space, genes, base))
-    targets = faults.gather(_targets, plan)
+    targets = faults.gather(targets_of, plan)
     faults.check()
     target = targets[-1]
     sources = [stage.tokenizer_source for _, stage in space.every_stage]
@@ -256,7 +256,7 @@ def _middle(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> str:
     return decode(space, middle, base.num_layers)
 
 
-def _targets(plan: EvaluatorPlan) -> list[Target]:
+def targets_of(plan: EvaluatorPlan) -> list[Target]:
     """The vocabularies of the merged models, stage by stage, planned from the files alone."""
     recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
     engine = staged_engine_of(plan, recipes, resident=False)

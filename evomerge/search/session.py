@@ -14,7 +14,14 @@ from evomerge.evaluation import Comparison, Scores, compare, fitness
 from evomerge.recipe import read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.baselines import decode
-from evomerge.search.loop import Budget, Observer, Progress, SearchLoop
+from evomerge.search.loop import (
+    Budget,
+    Keeper,
+    Observer,
+    Progress,
+    SearchLoop,
+    nothing_kept,
+)
 from evomerge.search.ownership import Ownership
 from evomerge.search.pool import Pool
 from evomerge.search.preparation import Preparation
@@ -69,6 +76,7 @@ class Session:
         make_pool: starts the workers; not called when there is nothing left to do.
         budget: when to stop.
         observer: is told of each finished trial.
+        keep: keeps each trial's item scores.
     """
 
     def __init__(
@@ -78,7 +86,9 @@ class Session:
         make_pool: Callable[[], Pool],
         budget: Budget,
         observer: Observer,
+        keep: Keeper = nothing_kept,
     ) -> None:
+        self._keep = keep
         self._prepared, self._store = prepared, store
         self._make_pool, self._budget, self._observer = make_pool, budget, observer
         self._pool: Pool | None = None
@@ -108,7 +118,9 @@ class Session:
             owner.beat()
             self._observer(record, progress)
 
-        loop = SearchLoop(self._store, Problem(self._prepared), self._budget, observe, stop)
+        loop = SearchLoop(
+            self._store, Problem(self._prepared), self._budget, observe, stop, self._keep
+        )
         progress = loop.progress()
         if loop.has_work:
             pool = self.pool()

@@ -196,6 +196,17 @@ def task_conflicts(fields: Mapping[str, Any]) -> Iterator[Conflict]:
         if first != index:
             name = f"{task['task']!r} with {task['metric']}"
             yield ("tasks", index), f"{name} stands twice; it is tasks[{first}] already"
+    held_out = fields.get("holdout")
+    for index, task in enumerate(tasks):
+        elsewhere = task.get("holdout_task") is not None
+        if task.get("order") != "balanced" or "holdout" not in fields or elsewhere:
+            continue
+        if held_out is None or held_out.items is None:
+            problem = (
+                "'balanced' chooses from the items that are not held out: say how many are "
+                "(holdout: {items: 300}), or name a holdout_task"
+            )
+            yield ("tasks", index, "order"), problem
     if tasks and all(task.get("weight") == 0 for task in tasks):
         yield ("tasks",), "every weight is 0, so that no candidate is better than another"
 

@@ -180,13 +180,17 @@ class TaskSpec(Strict):
 
     Args:
         task: a name that lm-eval knows or that a folder of ``include_path`` defines.
-        metric: ``acc``, ``acc_norm``, or with one of the task's filters
-            ``exact_match,strict-match``.
+        metric: what the task reports, such as ``acc`` or ``acc_norm``, with one of its filters
+            ``exact_match,strict-match``; or a smooth one that says more per item: ``gold_prob``,
+            ``margin`` (both also with ``_norm`` or ``_bytes``), ``gold_loglikelihood``,
+            ``bits_per_byte``.
         weight: its share of the fitness; negative to minimise.
         items: how many items the search sees; None is all that are not held out.
         num_fewshot: examples before each question; None is what the task says.
         holdout_task: the task whose items are held out, where it is not this one.
-        order: ``random`` is a seeded subset, ``first`` the first items as lm-eval's ``limit``.
+        order: ``random`` is a seeded subset, ``first`` the first items as lm-eval's ``limit``;
+            ``balanced`` the subset of the items that are not held out on which the baselines score
+            most nearly as on all of them: these are scored once, before the search.
     """
 
     task: Text
@@ -195,7 +199,12 @@ class TaskSpec(Strict):
     items: Count | None = None
     num_fewshot: Natural | None = None
     holdout_task: Text | None = None
-    order: Literal["random", "first"] = "random"
+    order: Literal["random", "first", "balanced"] = "random"
+
+    @classmethod
+    def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:
+        if fields.get("order") == "balanced" and fields.get("items") is None:
+            yield ("order",), "'balanced' chooses so many items: say how many (items: 100)"
 
     @model_validator(mode="before")
     @classmethod

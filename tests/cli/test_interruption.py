@@ -172,10 +172,16 @@ def test_the_study_goes_on_where_it_stopped(told_story: Story) -> None:
 
 
 def test_interrupted_and_whole_are_the_same_trials(told_story: Story) -> None:
+    from evomerge.api import load_study
+
     cut, whole = trials("cut"), trials("whole")
     assert len(cut) == len(whole) == TRIALS
     for mine, theirs in zip(cut, whole, strict=True):
         assert mine == theirs
+    items, others = (load_study(name).item_scores for name in ("cut", "whole"))
+    assert list(items) == list(others) == list(range(TRIALS))
+    for number, scores in items.items():
+        assert scores.to_json() == others[number].to_json()
     a, b = (strict_json(run("best", name, "--json").stdout) for name in ("cut", "whole"))
     assert a["verdict"] == b["verdict"]
     assert a["verdict"] is not None

@@ -183,3 +183,52 @@ def test_the_dashboard_is_served_on_this_machine_alone(shared: World) -> None:
     finally:
         server.terminate()
         server.communicate(timeout=20)
+
+
+def test_a_study_knows_every_item_of_every_trial(shared: World) -> None:
+    from evomerge.api import load_study
+    from evomerge.errors import StudyError
+    from evomerge.evaluation import fitness
+    from evomerge.search.preparation import task_requests
+    from evomerge.space import SearchSpace
+
+    study = load_study("small")
+    assert list(study.item_scores) == [trial.number for trial in study.trials]
+    requests = task_requests(SearchSpace.model_validate_json(study.facts["space"]))
+    for trial in study.trials:
+        scores = study.item_scores[trial.number]
+        assert fitness(scores, requests) == trial.fitness
+        for task, metrics in trial.scores.items():
+            kept = {
+                str(metric): [found.value, found.stderr]
+                for metric, found in scores.tasks[task].metrics.items()
+            }
+            assert kept == metrics
+            for metric, values in scores.tasks[task].items.items():
+                assert len(values) == 20
+                assert values.mean() == pytest.approx(metrics[str(metric)][0])
+    best = study.trial().number
+    outcome = study.compare(0, best)
+    assert outcome.difference == pytest.approx(study.trial().fitness - study.trial(0).fitness)
+    assert outcome.low is not None
+    with pytest.raises(StudyError, match="has no trial 99"):
+        study.compare(0, 99)
+
+
+def test_a_study_in_a_storage_elsewhere_keeps_its_items_in_its_folder(world: World) -> None:
+    from evomerge.api import load_study
+    from evomerge.errors import StudyError
+
+    storage = f"sqlite:///{world.root}/elsewhere.db"
+    words = ("search", world.space(), "--storage", storage, "--trials")
+    assert run(*words, 5).exit_code == 0
+    assert run(*words, 6).exit_code == 0
+    assert world.study("small").joinpath("items.scores").is_file()
+    assert list(load_study("small", storage).item_scores) == [0, 1, 2, 3, 4, 5]
+    # A fresh study leaves the old one's items with it.
+    assert run(*words, 5, "--fresh").exit_code == 0
+    study = load_study("small", storage)
+    assert list(study.item_scores) == [0, 1, 2, 3, 4]
+    world.study("small").joinpath("items.scores").unlink()
+    with pytest.raises(StudyError, match=r"trial 1 has no item scores in studies/small/items"):
+        load_study("small", storage).compare(1, 2)
