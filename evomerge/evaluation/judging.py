@@ -77,7 +77,10 @@ def judge(items: TaskItems, answers: Sequence[Sequence[Any]], *, bootstrap: int 
 
 def reported_metrics(items: TaskItems) -> tuple[MetricName, ...]:
     """The metrics that a leaf task will report, found by judging made-up answers."""
-    made_up = [[_made_up(query)] for query in items.queries]
+    made_up = [
+        [_made_up(query)] * (instance.repeats or 1)  # some filters look at several answers
+        for query, instance in zip(items.queries, items.task.instances, strict=True)
+    ]
     try:
         return tuple(_raw_values(items, made_up, _TRIED_DOCUMENTS))
     except Exception:  # made-up answers may be too odd for a task's own code; then ask the task
