@@ -32,12 +32,16 @@ class TaskItems:
         task: lm-eval's ``Task``, its requests built.
         doc_ids: the chosen documents, ascending.
         queries: one per lm-eval ``Instance`` of the task, in its order.
+        split: the data set's split that the documents are of; None where the task does not say.
+        evaluated: whether that is the split that lm-eval evaluates the task on.
     """
 
     name: str
     task: Any
     doc_ids: tuple[int, ...]
     queries: tuple[Query, ...]
+    split: str | None = None
+    evaluated: bool = True
 
     def by_document(self) -> list[list[Any]]:
         """lm-eval's instances of each chosen document, in the order of their choices."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 Part = Literal["search", "holdout"]
 Order = Literal["random", "first"]
+Split = Literal["auto", "train", "validation", "test", "evaluation"]
 
 LM_EVAL_FEWSHOT_SEED = 1234
 """``lm_eval.simple_evaluate``'s own default."""
@@ -54,6 +55,10 @@ class TaskRequest:
             first ``items`` documents of every member task, as lm-eval's ``limit`` does.
         seed: of the draw, not negative.
         holdout_task: the task whose documents are held out, where it is not this one.
+        split: whose documents are searched on. ``evaluation`` is the split that lm-eval evaluates
+            the task on (and held-out documents always are of that one); ``train``, ``validation``
+            and ``test`` name one; ``auto`` is the validation split, else the training split, where
+            the task has one besides, and where no ``holdout_task`` says what is held out.
     """
 
     task: str
@@ -64,6 +69,7 @@ class TaskRequest:
     order: Order = "random"
     seed: int = 0
     holdout_task: str | None = None
+    split: Split = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,9 @@ class Setting:
         system_instruction: put before the task's own description.
         include_path: folders with task definitions; later ones win, all win over lm-eval's own.
         fewshot_seed: seeds the choice of examples, per task.
-        confirm_unsafe: allow tasks that run the code which the model writes.
+        confirm_unsafe: allow tasks that run the code which the model writes. It also says yes to
+            the metric behind most of them, which looks for ``HF_ALLOW_CODE_EVAL`` in the
+            environment.
     """
 
     apply_chat_template: bool = False
