@@ -226,6 +226,7 @@ def evaluate(
     apply_chat_template: bool = False,
     include_path: Sequence[Path] = (),
     trust_remote_code: bool = False,
+    confirm_unsafe: bool = False,
 ) -> Scores:
     """Score a model, or the model that a recipe makes, on lm-eval tasks.
 
@@ -240,6 +241,7 @@ def evaluate(
         apply_chat_template: render prompts with the tokenizer's chat template.
         include_path: folders of task definitions.
         trust_remote_code: whether the model may bring its own code.
+        confirm_unsafe: whether tasks may run the code that the model writes.
 
     Raises:
         InputError: the model, the recipe or a task is wrong.
@@ -263,6 +265,7 @@ def evaluate(
     setting = Setting(
         apply_chat_template=apply_chat_template,
         include_path=tuple(Path(folder).resolve() for folder in include_path),
+        confirm_unsafe=confirm_unsafe,
     )
     loaded = live_model(model_or_stages(model), dtype, device, trust_remote_code=trust_remote_code)
     return score(loaded, requests, setting)

@@ -202,6 +202,9 @@ def evaluate(
     apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template")] = False,
     include_path: IncludePath = None,
     trust_remote_code: TrustRemoteCode = False,
+    confirm_unsafe: Annotated[
+        bool, typer.Option("--confirm-unsafe", help="Let tasks run the code that the model writes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a model or a recipe on lm-eval tasks."""
@@ -219,6 +222,7 @@ def evaluate(
         apply_chat_template=apply_chat_template,
         include_path=include_path or [],
         trust_remote_code=trust_remote_code,
+        confirm_unsafe=confirm_unsafe,
     )
 
 

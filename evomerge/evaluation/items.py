@@ -50,6 +50,12 @@ class ItemSet:
         """Leaf task → the data set's split of its documents; None where it does not say."""
         return {task.name: task.split for task in self.tasks}
 
+    def splits_of(self, task: str) -> tuple[str, ...]:
+        """The splits that the items of a task, a group or a tag are of, each once."""
+        groups = {group.name: group.get_all_tasks() for group in self.groups}
+        leaves = [leaf.task_name for leaf in groups[task]] if task in groups else [task]
+        return tuple(dict.fromkeys(self.splits[leaf] or "" for leaf in leaves))
+
     @property
     def versions(self) -> dict[str, str]:
         """Leaf task → the version that its definition states."""

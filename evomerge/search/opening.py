@@ -90,6 +90,7 @@ def open_for_search(
         prepared.checkpoints,
         prepared.search_items.versions,
         _seeds(prepared.space),
+        prepared.search_items.splits,
         facts.get(PROVENANCE),
     )
     if PROVENANCE in facts:

@@ -187,6 +187,9 @@ class TaskSpec(Strict):
         num_fewshot: examples before each question; None is what the task says.
         holdout_task: the task whose items are held out, where it is not this one.
         order: ``random`` is a seeded subset, ``first`` the first items as lm-eval's ``limit``.
+        split: whose documents the search sees. ``auto`` is the validation split, else the training
+            split, of a task that is evaluated on another, unless a ``holdout_task`` is named; held-
+            out items are of the split that lm-eval evaluates on, which ``evaluation`` names.
     """
 
     task: Text
@@ -196,6 +199,7 @@ class TaskSpec(Strict):
     num_fewshot: Natural | None = None
     holdout_task: Text | None = None
     order: Literal["random", "first"] = "random"
+    split: Literal["auto", "train", "validation", "test", "evaluation"] = "auto"
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import lm_eval.tasks
 import yaml
 
+from evomerge.evaluation import ItemSet, Setting
 from tests.evaluation.worlds import NOUNS, VERBS, sentence
 
 SHIPPED = Path(lm_eval.tasks.__file__).parent
@@ -282,3 +283,30 @@ def make_punkt(path: Path) -> Path:
         (folder / name).write_text("")
     (folder / "abbrev_types.txt").write_text("dr\nmr")
     return path
+
+
+def setting(own: Sequence[Path] = (), **options: Any) -> Setting:
+    """The shipped definitions, and those of folders of the test's own, which win."""
+    folders = tuple(SHIPPED / folder for folder in FOLDERS)
+    return Setting(include_path=(*folders, *own), confirm_unsafe=True, **options)
+
+
+def evaluated(
+    lm: Any, items: ItemSet, tasks: Sequence[str], own: Sequence[Path] = (), **options: Any
+) -> dict[str, Any]:
+    """What ``simple_evaluate`` itself makes of them."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(folder) for folder in setting(own).include_path]
+    results = simple_evaluate(
+        lm,
+        tasks=list(tasks),
+        samples=items.samples,
+        task_manager=TaskManager(include_path=folders, include_defaults=False),
+        bootstrap_iters=2,
+        confirm_run_unsafe_code=True,
+        **options,
+    )
+    assert results is not None
+    return dict(results)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from lm_eval.api.model import LM
 
-from evomerge.evaluation import ItemSet, MetricName, Scorer, Setting, TaskRequest, build_items
+from evomerge.errors import TaskError
+from evomerge.evaluation import MetricName, Scorer, TaskRequest, build_items
 from evomerge.evaluation.scores import Scores
 from tests.evaluation import shipped
 from tests.evaluation.test_equality import check_answers, check_equal
@@ -57,18 +58,6 @@ class Both:
     results: dict[str, Any]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[shipped.Hub]:
-    path = tmp_path_factory.mktemp("hub")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        patch.setenv("HF_ALLOW_CODE_EVAL", "1")
-        patch.setenv("NLTK_DATA", str(shipped.make_punkt(path / "nltk")))
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", path / "cache")
-        patch.setattr("evaluate.config.HF_MODULES_CACHE", str(path / "modules"))
-        yield shipped.make_hub(path)
-
-
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> Any:
     model = make_model(tokenizer, length=LENGTH)
@@ -77,49 +66,22 @@ def model(tokenizer: Any) -> Any:
     return model
 
 
-def setting_of(options: dict[str, Any]) -> Setting:
-    own = {key: value for key, value in options.items() if key != "num_fewshot"}
-    folders = tuple(shipped.SHIPPED / folder for folder in shipped.FOLDERS)
-    return Setting(include_path=folders, confirm_unsafe=True, **own)
-
-
-def requests_of(tasks: dict[str, str], options: dict[str, Any]) -> list[TaskRequest]:
-    shots = options.get("num_fewshot")
-    return [
-        TaskRequest(task, MetricName.parse(metric), num_fewshot=shots)
-        for task, metric in tasks.items()
-    ]
-
-
-def evaluated(lm: Any, items: ItemSet, options: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
-    """``simple_evaluate`` itself, on the shipped definitions."""
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
-    folders = [str(shipped.SHIPPED / folder) for folder in shipped.FOLDERS]
-    results = simple_evaluate(
-        lm,
-        tasks=tasks,
-        samples=items.samples,
-        task_manager=TaskManager(include_path=folders, include_defaults=False),
-        bootstrap_iters=2,
-        confirm_run_unsafe_code=True,
-        **options,
-    )
-    assert results is not None
-    return dict(results)
-
-
 @pytest.fixture(scope="module", params=VARIANTS)
 def both(request: pytest.FixtureRequest, hub: Any, model: Any, tokenizer: Any) -> Both:
     from lm_eval.models.huggingface import HFLM
 
     tasks, options = VARIANTS[request.param]
-    asked = requests_of(tasks, options)
-    items = build_items(asked, setting_of(options), tokenizer, max_length=LENGTH)
+    shots = options.get("num_fewshot")
+    asked = [
+        TaskRequest(task, MetricName.parse(metric), num_fewshot=shots)
+        for task, metric in tasks.items()
+    ]
+    own = {key: value for key, value in options.items() if key != "num_fewshot"}
+    items = build_items(asked, shipped.setting(**own), tokenizer, max_length=LENGTH)
     scorer = Scorer(model, tokenizer, items)
     lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=8)
-    return Both(scorer, scorer.score(), evaluated(lm, items, options, list(tasks)))
+    results = shipped.evaluated(lm, items, list(tasks), **options)
+    return Both(scorer, scorer.score(), results)
 
 
 def test_every_metric_and_every_answer(both: Both) -> None:
@@ -216,10 +178,25 @@ def test_written_answers_are_judged_alike(
     given = answers(hub)
     # Every metric that the task reports can be asked for.
     asked = [TaskRequest(task, MetricName.parse(metric)) for metric in known]
-    items = build_items(asked, setting_of({}), tokenizer, max_length=LENGTH)
+    items = build_items(asked, shipped.setting(), tokenizer, max_length=LENGTH)
     assert list(items.repeats) == [len(texts) for texts in given]
     scores = items.judge(given)
-    results = evaluated(Told([text for texts in given for text in texts]), items, {}, [task])
+    results = shipped.evaluated(Told([text for texts in given for text in texts]), items, [task])
     check_equal(scores, results)
     found = {str(name): value.value for name, value in scores.tasks[task].metrics.items()}
     assert found == pytest.approx(known)
+
+
+def test_code_is_run_behind_an_explicit_flag_only(
+    hub: shipped.Hub, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    # Its definition runs a program as soon as it is loaded; so it must not be.
+    monkeypatch.delitem(sys.modules, "lm_eval.tasks.humaneval.utils", raising=False)
+    asked = [TaskRequest("humaneval", MetricName("pass@1"))]
+    careful = replace(shipped.setting(), confirm_unsafe=False)
+    with pytest.raises(TaskError, match=r"task humaneval: runs code .*confirm_unsafe: true"):
+        build_items(asked, careful, tokenizer, max_length=LENGTH)
+    assert "lm_eval.tasks.humaneval.utils" not in sys.modules
+    # One yes is enough: the metric's own switch need not be known.
+    assert len(build_items(asked, shipped.setting(), tokenizer, max_length=LENGTH)) == 3
