@@ -103,8 +103,8 @@ def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) ->
         )
         for one in prepared.search_items.requests
     ]
-    headers = ("task", "metric", "weight", "search items", "of split")
-    show_table(headers, tasks, numbers=(2, 3), title="tasks")
+    of_tasks = ("task", "metric", "weight", "search items", "of split")
+    show_table(of_tasks, tasks, numbers=(2, 3), title="tasks")
     held_out = prepared.holdout_items
     say(
         f"{len(prepared.genes)} genes: {_some([gene.name for gene in prepared.genes])}\n"

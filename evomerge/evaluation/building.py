@@ -126,8 +126,6 @@ class _Build:
         plain = [
             group.name for group in groups if group.name not in declared_groups(loaded.values())
         ]
-        notes = [*self._told(loaded)]
-        notes += [f"task {name}: scored as the plain mean of its tasks" for name in plain]
         names: dict[str, Iterable[MetricName]] = dict(reported)
         names |= {group.name: group_shares(group, reported, sizes) for group in groups}
         resolved = []
@@ -136,6 +134,8 @@ class _Build:
             metric = self._faults.attempt(find, f"task {request.task}")
             resolved.append(replace(request, metric=metric or request.metric))
         self._faults.check()
+        notes = [*self._told(loaded)]
+        notes += [f"task {name}: scored as the plain mean of its tasks" for name in plain]
         return ItemSet(tuple(resolved), tasks, groups, tuple(notes))
 
     def _encoder(self) -> Encoder:
