@@ -149,6 +149,11 @@ def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str) -> 
             "its tasks' items, prompts or tokenizer have changed since it began, so that scores "
             "cannot be compared; put them back, or begin another study (--study NAME, or --fresh)"
         )
+        if "splits" not in facts.get(PROVENANCE, {}):
+            problem += (
+                "; it was begun when every task was searched on what lm-eval evaluates it on: "
+                "split: evaluation says so of a task"
+            )
         raise StudyError([Fault(f"study {name}", problem)])
 
 

@@ -10,6 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from evomerge.search.folder import StudyFolder
+from evomerge.search.opening import PROVENANCE
+from evomerge.search.storage import open_store
 from tests.cli.worlds import BASELINES, World, run, said, strict_json, told
 from tests.evaluation import shipped
 
@@ -244,6 +247,27 @@ def test_what_the_search_sees_of_a_benchmark_is_told_once_and_kept(
     again = run("search", world.space("public", tasks=tasks, **changes), "--trials", 9)
     assert again.exit_code == 1
     assert "its tasks' items, prompts or tokenizer have changed" in told(again)
+    assert "split: evaluation" not in told(again)
+
+
+def test_a_study_from_before_there_was_a_choice_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", world.root / "cache")
+    shipped.make_hub(world.root)
+    tasks = [{"task": "arc_easy", "items": 4, "split": "evaluation"}]
+    changes = {"include_path": str(shipped.SHIPPED / "arc"), "holdout": {"items": 3}}
+    space = world.space("older", tasks=tasks, **changes)
+    assert run("search", space, "--trials", BASELINES).exit_code == 0
+    with StudyFolder(world.study("older")).lock():
+        store = open_store("older", StudyFolder(world.study("older")).url)
+        origin = store.facts[PROVENANCE]
+        store.remember(**{PROVENANCE: {k: v for k, v in origin.items() if k != "splits"}})
+    assert run("search", space, "--trials", BASELINES + 1).exit_code == 0
+    del tasks[0]["split"]
+    refused = run("search", world.space("older", tasks=tasks, **changes), "--trials", 9)
+    assert refused.exit_code == 1
+    assert "split: evaluation says so of a task" in told(refused)
 
 
 def test_tasks_that_run_code_need_a_yes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[shipped.Hub]:
     path = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+        patch.setenv("HF_ALLOW_CODE_EVAL", "0")  # so that what is set meanwhile is taken back
+        patch.delenv("HF_ALLOW_CODE_EVAL")
         patch.setenv("NLTK_DATA", str(shipped.make_punkt(path / "nltk")))
         patch.setattr("datasets.config.HF_DATASETS_CACHE", path / "cache")
         patch.setattr("evaluate.config.HF_MODULES_CACHE", str(path / "modules"))
