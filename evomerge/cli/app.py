@@ -228,8 +228,7 @@ def evaluate(
     include_path: IncludePath = None,
     trust_remote_code: TrustRemoteCode = False,
     confirm_unsafe: Annotated[
-        bool,
-        typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run the model's code."),
+        bool, typer.Option("--confirm-unsafe", help="Let tasks run the code that the model writes.")
     ] = False,
     samples: Annotated[
         Path | None, typer.Option(help="A new file (JSON lines) for the scores of every item.")

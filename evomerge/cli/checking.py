@@ -72,6 +72,7 @@ def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str,
         "baselines": [baseline.label for baseline in prepared.baselines],
         "items": {"search": len(prepared.search_items), "holdout": len(held_out or ())},
         "tasks": dict(prepared.search_items.versions),
+        "splits": prepared.search_items.splits,
         "workers": workers,
         "at_least": {
             "worker_bytes": limits.worker_bytes,
@@ -93,11 +94,17 @@ def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) ->
     show_table(headers, models, numbers=(1, 2, 3), title="models")
     counts = {name: len(ids) for name, ids in prepared.search_items.samples.items()}
     tasks = [
-        (one.task, str(one.metric), f"{one.weight:g}", str(counts.get(one.task, one.items)))
+        (
+            one.task,
+            str(one.metric),
+            f"{one.weight:g}",
+            str(counts.get(one.task, one.items)),
+            ", ".join(prepared.search_items.splits_of(one.task)),
+        )
         for one in prepared.search_items.requests
     ]
-    headers = ("task", "metric", "weight", "search items")
-    show_table(headers, tasks, numbers=(2, 3), title="tasks")
+    of_tasks = ("task", "metric", "weight", "search items", "of split")
+    show_table(of_tasks, tasks, numbers=(2, 3), title="tasks")
     held_out = prepared.holdout_items
     say(
         f"{len(prepared.genes)} genes: {_some([gene.name for gene in prepared.genes])}\n"

@@ -7,16 +7,17 @@ documents that ``lm_eval.simple_evaluate(samples=…)`` would be given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jinja2
-
-from evomerge.errors import Fault, TaskError
+from evomerge.errors import TaskError
 from evomerge.evaluation import judging
-from evomerge.evaluation.choosing import DocIds, choose
+from evomerge.evaluation.asking import build_requests
+from evomerge.evaluation.drawing import Drawn, draw
+from evomerge.evaluation.gathering import Faults
 from evomerge.evaluation.groups import declared_groups, group_shares, groups_of
 from evomerge.evaluation.items import ItemSet
 from evomerge.evaluation.judging import TaskItems
@@ -24,15 +25,17 @@ from evomerge.evaluation.queries import Encoder, Query, QueryError
 from evomerge.evaluation.scores import find_metric
 from evomerge.evaluation.smooth import SMOOTH, available, plan_smooth
 from evomerge.evaluation.spec import MetricName, Part, Setting, TaskRequest
+from evomerge.evaluation.splits import ask_on, search_notes
 from evomerge.evaluation.tasks import (
     Loaded,
     TaskLibrary,
-    document_count,
-    notes_on,
-    quiet,
+    fewshot_notes,
     refusal,
     set_fewshot,
+    unsafe_fault,
 )
+
+_NAMED = 3  # of the tasks that a note is about
 
 
 def build_items(
@@ -65,30 +68,6 @@ def build_items(
     return build.items(requests)
 
 
-class _Faults:
-    """Gathers what is wrong, so that it is said at once."""
-
-    def __init__(self) -> None:
-        self.found: list[Fault] = []
-
-    def add(self, place: str, problem: str) -> None:
-        self.found.append(Fault(place, problem))
-
-    def attempt(self, step: Callable[[], Any], place: str = "") -> Any:
-        """The step's result, or ``None`` and its faults kept, placed under ``place``."""
-        try:
-            return step()
-        except TaskError as error:
-            for fault in error.faults:
-                self.add(f"{place}: {fault.place}" if place else fault.place, fault.problem)
-            return None
-
-    def check(self) -> None:
-        """Raise what was found."""
-        if self.found:
-            raise TaskError(dict.fromkeys(self.found))
-
-
 class _Build:
     """The steps of :func:`build_items`; they gather faults, and stop only where none can go on."""
 
@@ -107,8 +86,8 @@ class _Build:
         self._part = part
         self._holdout_items = holdout_items
         self._every_metric = every_metric
-        self._faults = _Faults()
-        self._notes: list[str] = []
+        self._faults = Faults()
+        self._notes: dict[tuple[str, str], list[str]] = {}
         self._metrics: dict[str, list[str]] = {}
 
     def items(self, requests: Sequence[TaskRequest]) -> ItemSet:
@@ -120,16 +99,16 @@ class _Build:
         if library is None or encoder is None:
             self._faults.check()
         loaded = self._load(library, [request.task for request in asked])
-        chosen = self._choose(requests, asked, loaded)
+        drawn = self._draw(requests, asked, loaded)
         by_name = {request.task: request for request in asked}
         for request in asked:
             self._metrics.setdefault(request.task, []).append(request.metric.name)
         # What is wrong with one task does not keep the others from being looked at.
         built = {
-            name: self._build_task(name, task, chosen[name], by_name[owner], encoder)
+            name: self._build_task(name, task, drawn[name], by_name[owner], encoder)
             for owner, found in loaded.items()
             for name, task in found.tasks.items()
-            if name in chosen
+            if name in drawn
         }
         sound = {
             name: found
@@ -151,7 +130,6 @@ class _Build:
         plain = [
             group.name for group in groups if group.name not in declared_groups(loaded.values())
         ]
-        self._notes += [f"task {name}: scored as the plain mean of its tasks" for name in plain]
         names: dict[str, Iterable[MetricName]] = dict(reported)
         names |= {group.name: group_shares(group, reported, sizes) for group in groups}
         resolved = []
@@ -163,7 +141,9 @@ class _Build:
             metric = self._faults.attempt(find, f"task {request.task}")
             resolved.append(replace(request, metric=metric or request.metric))
         self._faults.check()
-        return ItemSet(tuple(resolved), tasks, groups, tuple(self._notes))
+        notes = [*self._told(loaded)]
+        notes += [f"task {name}: scored as the plain mean of its tasks" for name in plain]
+        return ItemSet(tuple(resolved), tasks, groups, tuple(notes))
 
     def _encoder(self) -> Encoder:
         if self._setting.apply_chat_template and not self._tokenizer.chat_template:
@@ -186,6 +166,7 @@ class _Build:
             order="random",
             chosen=None,
             holdout_task=None,
+            split="evaluation",
         )
 
     def _check_requests(self, requests: Sequence[TaskRequest]) -> None:
@@ -210,7 +191,7 @@ class _Build:
             if replace(request, metric=first.metric, weight=first.weight) != first:
                 self._faults.add(
                     f"task {request.task}",
-                    "is asked for twice with different items, examples, seed, order or "
+                    "is asked for twice with different items, examples, seed, order, split or "
                     "holdout_task; only metric and weight may differ",
                 )
 
@@ -218,6 +199,8 @@ class _Build:
         loaded: dict[str, Loaded] = {}
         owners: dict[str, str] = {}
         for name in dict.fromkeys(names):
+            if not self._confirmed(library, name):
+                continue
             found = self._faults.attempt(partial(library.load, name))
             if found is None:
                 continue
@@ -237,31 +220,56 @@ class _Build:
                     )
         return loaded
 
-    def _choose(
+    def _confirmed(self, library: TaskLibrary, name: str) -> bool:
+        """Whether a name may be loaded: some tasks run code as soon as their definition is."""
+        unsafe = library.unsafe(name)
+        if unsafe and not self._setting.confirm_unsafe:
+            self._faults.found += map(unsafe_fault, unsafe)
+            return False
+        if unsafe:
+            # The metric of most of them asks for this, too; one explicit yes is enough.
+            os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")
+        return True
+
+    def _told(self, loaded: Mapping[str, Loaded]) -> Iterator[str]:
+        """The notes, one for all the members of a group that it is true of."""
+        for (owner, text), leaves in self._notes.items():
+            if len(leaves) == len(loaded[owner].tasks):
+                yield f"task {owner}: {text}"
+                continue
+            more = f" and {len(leaves) - _NAMED} more" if len(leaves) > _NAMED else ""
+            yield f"task {', '.join(leaves[:_NAMED])}{more}: {text}"
+
+    def _draw(
         self,
         requests: Sequence[TaskRequest],
         asked: Sequence[TaskRequest],
         loaded: Mapping[str, Loaded],
-    ) -> dict[str, DocIds]:
-        chosen: dict[str, DocIds] = {}
+    ) -> dict[str, Drawn]:
+        drawn: dict[str, Drawn] = {}
         for original, request in zip(requests, asked, strict=True):
             if request.task not in loaded:
                 continue
             tasks = loaded[request.task].tasks
-            sizes = {name: document_count(task) for name, task in tasks.items()}
+            for task in tasks.values():
+                set_fewshot(task, request.num_fewshot, self._setting.fewshot_seed)
             # Nothing is searched on in a holdout_task: all its documents may be drawn.
             part: Part = self._part if request.task == original.task else "search"
-            step = partial(choose, sizes, request, part, self._holdout_items)
-            chosen.update(self._faults.attempt(step) or {})
-        return chosen
+            step = partial(draw, tasks, request, part, self._holdout_items)
+            drawn.update(self._faults.attempt(step) or {})
+        return drawn
 
     def _build_task(
-        self, name: str, task: Any, doc_ids: DocIds, request: TaskRequest, encoder: Encoder
+        self, name: str, task: Any, drawn: Drawn, request: TaskRequest, encoder: Encoder
     ) -> TaskItems | None:
-        set_fewshot(task, request.num_fewshot, self._setting.fewshot_seed)
-        self._notes += notes_on(name, task, request.num_fewshot)
+        doc_ids, source = drawn.doc_ids, drawn.source
+        ask_on(task, drawn.split)
+        told = list(fewshot_notes(task, request.num_fewshot, apart=source.apart))
+        told += search_notes(task, source) if not self._every_metric else ()
+        for text in told:
+            self._notes.setdefault((request.task, text), []).append(name)
         try:
-            self._build_requests(task, doc_ids)
+            build_requests(task, doc_ids, self._setting, self._tokenizer)
         except Exception as error:  # templates and samplers of the task's author
             reason = f"requests could not be built: {type(error).__name__}: {error}"
             self._faults.add(f"task {name}", reason)
@@ -273,7 +281,10 @@ class _Build:
             document = doc_ids[task.instances[len(queries)].doc_id]
             self._faults.add(f"task {name}: document {document}", str(error))
             return None
-        plain = TaskItems(name, task, doc_ids, tuple(queries))
+        evaluated = drawn.split == source.evaluated
+        plain = TaskItems(
+            name, task, doc_ids, tuple(queries), split=drawn.split, evaluated=evaluated
+        )
         return self._faults.attempt(partial(self._with_smooth, plain, request.task, encoder))
 
     def _with_smooth(self, items: TaskItems, owner: str, encoder: Encoder) -> TaskItems:
@@ -283,36 +294,6 @@ class _Build:
         smooth = plan_smooth(items.name, items.task, items.doc_ids, asked, encoder, chat=chat)
         return replace(items, smooth=smooth)
 
-    def _build_requests(self, task: Any, doc_ids: DocIds) -> None:
-        chat = self._setting.apply_chat_template
-        with quiet():
-            task.build_all_requests(
-                samples=list(doc_ids),
-                rank=0,
-                world_size=1,
-                system_instruction=self._setting.system_instruction,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=self._setting.fewshot_as_multiturn,
-                chat_template=partial(_render_chat, self._tokenizer) if chat else None,
-                tokenizer_name=str(self._tokenizer.name_or_path) if chat else "",
-            )
-
 
 def _held_out_elsewhere(request: TaskRequest) -> bool:
     return request.holdout_task not in (None, request.task)
-
-
-def _render_chat(
-    tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True
-) -> str:
-    """A conversation as text; templates that know no system turn get none, as in lm-eval."""
-    render = partial(
-        tokenizer.apply_chat_template,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
-    )
-    try:
-        return str(render(history))
-    except jinja2.exceptions.TemplateError:
-        return str(render([turn for turn in history if turn["role"] != "system"]))

@@ -8,8 +8,10 @@ the number of search items changes.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,16 +22,22 @@ DocIds = tuple[int, ...]
 
 
 def choose(
-    sizes: Mapping[str, int], request: TaskRequest, part: Part, holdout_items: int | None
+    sizes: Mapping[str, int],
+    request: TaskRequest,
+    part: Part,
+    holdout_items: int | None,
+    apart: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, DocIds]:
     """The documents of each leaf task behind a request.
 
     Args:
-        sizes: leaf task → number of its evaluation documents, each at least 1.
+        sizes: leaf task → number of the documents that it may be searched on, each at least 1.
         request: how many, in which order, by which seed.
         part: ``search``, or ``holdout`` for documents that the search part leaves over.
         holdout_items: how many in all; ``None`` for all that are left. A request for all documents
             leaves so many.
+        apart: leaf task → number of the documents that may be held out, where they are others than
+            those that may be searched on (another split's).
 
     Returns:
         leaf task → positions of its documents, ascending, without repetition.
@@ -42,16 +50,21 @@ def choose(
         return {name: ids for name, ids in request.chosen if name in sizes}
     if part == "holdout" and request.order == "balanced":
         request = replace(request, items=None)  # what is not held out is a pool to choose from
-    searched = _search_counts(sizes, request, place, holdout_items)
-    orders = {name: _order(name, size, request) for name, size in sizes.items()}
+    searched = _search_counts(sizes, request, place, holdout_items, apart)
     if part == "search":
-        return {name: _ascending(orders[name][: searched[name]]) for name in sizes}
-    left = {name: sizes[name] - searched[name] for name in sizes}
+        return {
+            name: _ascending(_order(name, size, request)[: searched[name]])
+            for name, size in sizes.items()
+        }
+    left = {name: apart.get(name, sizes[name] - searched[name]) for name in sizes}
     held_out = _holdout_counts(left, sizes, holdout_items, place)
-    return {
-        name: _ascending(_holdout_order(name, orders[name], request)[-held_out[name] :])
-        for name in sizes
+    orders = {
+        name: generator(request.seed, name).permutation(apart[name])
+        if name in apart
+        else _holdout_order(name, _order(name, size, request), request, searched[name])
+        for name, size in sizes.items()
     }
+    return {name: _ascending(orders[name][-held_out[name] :]) for name in sizes}
 
 
 def proportional(total: int, capacities: Sequence[int]) -> list[int]:
@@ -79,17 +92,19 @@ def proportional(total: int, capacities: Sequence[int]) -> list[int]:
 
 
 def _search_counts(
-    sizes: Mapping[str, int], request: TaskRequest, place: str, holdout_items: int | None
+    sizes: Mapping[str, int],
+    request: TaskRequest,
+    place: str,
+    holdout_items: int | None,
+    apart: Mapping[str, int],
 ) -> dict[str, int]:
     total = sum(sizes.values())
     wanted = request.items
-    if wanted is None and (holdout_items is None or request.holdout_task is not None):
-        return dict(sizes)
     if wanted is None:
-        wanted = total - (holdout_items or 0)
-        if wanted < len(sizes):
-            reason = f"{holdout_items} held-out items leave {max(wanted, 0)} of {total} documents"
-            raise TaskError.at(place, f"{reason} to search on; hold out fewer")
+        shared = {name: size for name, size in sizes.items() if name not in apart}
+        if not shared or holdout_items is None or request.holdout_task is not None:
+            return dict(sizes)
+        return {**sizes, **_left_over(shared, holdout_items, place, sum(apart.values()))}
     if wanted < 1:
         raise TaskError.at(f"{place}: items", f"{wanted} items; write at least 1")
     if request.order == "first":  # lm-eval's `limit`: so many of each member task, or all it has
@@ -99,6 +114,18 @@ def _search_counts(
         raise TaskError.at(f"{place}: items", reason)
     _check_members(wanted, sizes, f"{place}: items")
     return dict(zip(sizes, proportional(wanted, list(sizes.values())), strict=True))
+
+
+def _left_over(
+    shared: Mapping[str, int], holdout_items: int, place: str, elsewhere: int
+) -> dict[str, int]:
+    """What is left to search on of documents that items are held out of, too."""
+    total = sum(shared.values())
+    wanted = total - math.ceil(holdout_items * total / (total + elsewhere))
+    if wanted < len(shared):
+        reason = f"{holdout_items} held-out items leave {max(wanted, 0)} of {total} documents"
+        raise TaskError.at(place, f"{reason} to search on; hold out fewer")
+    return dict(zip(shared, proportional(wanted, list(shared.values())), strict=True))
 
 
 def _holdout_counts(
@@ -136,12 +163,11 @@ def _order(name: str, size: int, request: TaskRequest) -> np.ndarray:
     return generator(request.seed, name).permutation(size)
 
 
-def _holdout_order(name: str, order: np.ndarray, request: TaskRequest) -> np.ndarray:
+def _holdout_order(name: str, order: np.ndarray, request: TaskRequest, searched: int) -> np.ndarray:
     if request.order != "first":
         return order
     # "first" says which documents are searched on; those left over are still drawn at random,
     # as the end of a file need not be like its beginning.
-    searched = 0 if request.items is None else min(request.items, len(order))
     rest = generator(request.seed, name).permutation(order[searched:])
     return np.concatenate([order[:searched], rest])
 

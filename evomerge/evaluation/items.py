@@ -39,8 +39,22 @@ class ItemSet:
 
     @property
     def samples(self) -> dict[str, list[int]]:
-        """Leaf task → its documents, as ``simple_evaluate(samples=…)`` takes them."""
+        """Leaf task → its documents, as ``simple_evaluate(samples=…)`` takes them.
+
+        They are positions in :attr:`splits`.
+        """
         return {task.name: list(task.doc_ids) for task in self.tasks}
+
+    @property
+    def splits(self) -> dict[str, str | None]:
+        """Leaf task → the data set's split of its documents; None where it does not say."""
+        return {task.name: task.split for task in self.tasks}
+
+    def splits_of(self, task: str) -> tuple[str, ...]:
+        """The splits that the items of a task, a group or a tag are of, each once."""
+        groups = {group.name: group.get_all_tasks() for group in self.groups}
+        leaves = [leaf.task_name for leaf in groups[task]] if task in groups else [task]
+        return tuple(dict.fromkeys(self.splits[leaf] or "" for leaf in leaves))
 
     @property
     def versions(self) -> dict[str, str]:
@@ -52,8 +66,9 @@ class ItemSet:
         whole = hashlib.sha256()
         for task in self.tasks:
             documents = [instance.doc for instance in task.task.instances]
-            told = json.dumps([task.name, task.doc_ids, documents], default=str, sort_keys=True)
-            whole.update(told.encode())
+            where = [] if task.evaluated else [task.split]
+            told = [task.name, task.doc_ids, documents, *where]
+            whole.update(json.dumps(told, default=str, sort_keys=True).encode())
             whole.update(repr(task.queries).encode())
         return whole.hexdigest()
 

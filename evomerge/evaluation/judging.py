@@ -39,6 +39,8 @@ class TaskItems:
         doc_ids: the chosen documents, ascending.
         own_queries: one per lm-eval ``Instance`` of the task, in its order.
         smooth: the metrics that are asked of it besides its own; None for none.
+        split: the data set's split that the documents are of; None where the task does not say.
+        evaluated: whether that is the split that lm-eval evaluates the task on.
     """
 
     name: str
@@ -46,6 +48,8 @@ class TaskItems:
     doc_ids: tuple[int, ...]
     own_queries: tuple[Query, ...]
     smooth: SmoothPlan | None = None
+    split: str | None = None
+    evaluated: bool = True
 
     @property
     def queries(self) -> tuple[Query, ...]:
@@ -68,7 +72,10 @@ class TaskItems:
     @cached_property
     def own_metrics(self) -> tuple[MetricName, ...]:
         """The metrics that the task reports by itself, found by judging made-up answers."""
-        made_up = [[_made_up(query)] for query in self.own_queries]
+        made_up = [
+            [_made_up(query)] * (instance.repeats or 1)  # some filters look at several answers
+            for query, instance in zip(self.own_queries, self.task.instances, strict=True)
+        ]
         try:
             return tuple(_raw_values(self, made_up, _TRIED_DOCUMENTS))
         except Exception:  # made-up answers may be too odd for a task's own code; then ask the task

@@ -41,7 +41,7 @@ class TaskScore:
             ``[items, 2]`` where lm-eval's item value is a pair of numbers (log-likelihood and
             bytes); NaN where an item does not report it. Metrics whose item values are not numbers
             (texts, for bleu) are left out.
-        doc_ids: positions in the task's evaluation documents, ascending.
+        doc_ids: positions in the documents of the split that was asked, ascending.
         shares: groups and tags only: per metric the member tasks and their shares of the value.
     """
 

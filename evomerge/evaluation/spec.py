@@ -11,6 +11,7 @@ from typing import Literal
 
 Part = Literal["search", "holdout"]
 Order = Literal["random", "first", "balanced"]
+Split = Literal["auto", "train", "validation", "test", "evaluation"]
 
 LM_EVAL_FEWSHOT_SEED = 1234
 """``lm_eval.simple_evaluate``'s own default."""
@@ -57,6 +58,10 @@ class TaskRequest:
         seed: of the draw, not negative.
         holdout_task: the task whose documents are held out, where it is not this one.
         chosen: leaf tasks and positions of their documents, ascending, instead of a draw.
+        split: whose documents are searched on. ``evaluation`` is the split that lm-eval evaluates
+            the task on (and held-out documents always are of that one); ``train``, ``validation``
+            and ``test`` name one; ``auto`` is the validation split, else the training split, where
+            the task has one besides, and where no ``holdout_task`` says what is held out.
     """
 
     task: str
@@ -68,6 +73,7 @@ class TaskRequest:
     seed: int = 0
     holdout_task: str | None = None
     chosen: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    split: Split = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,9 @@ class Setting:
         system_instruction: put before the task's own description.
         include_path: folders with task definitions; later ones win, all win over lm-eval's own.
         fewshot_seed: seeds the choice of examples, per task.
-        confirm_unsafe: allow tasks that run the code which the model writes.
+        confirm_unsafe: allow tasks that run the code which the model writes. It also says yes to
+            the metric behind most of them, which looks for ``HF_ALLOW_CODE_EVAL`` in the
+            environment.
     """
 
     apply_chat_template: bool = False

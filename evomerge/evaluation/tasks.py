@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from evomerge.errors import Fault, TaskError
 from evomerge.evaluation.scores import listed
-
-# lm-eval's index of its fourteen thousand names takes seconds to build: once per process.
-_INDEXES: dict[tuple[str, ...], TaskManager] = {}
+from evomerge.evaluation.splits import evaluation_split, examples_split
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,7 @@ class TaskLibrary:
         if faults:
             raise TaskError(faults)
         self._folders = tuple(str(folder) for folder in include_path)
-        # A study with tasks of its own never needs lm-eval's.
         self._own = TaskManager(include_path=list(self._folders), include_defaults=False)
-        self._fresh = False
 
     def load(self, name: str) -> Loaded:
         """The tasks behind a name, their data sets read.
@@ -66,31 +63,78 @@ class TaskLibrary:
         Raises:
             TaskError: the name is unknown (says which names are near), or its data cannot be read.
         """
-        if name in self._own.task_index:
-            # Its own group may still hold lm-eval's tasks: then the narrow index cannot load it.
-            with contextlib.suppress(Exception):
-                return _load(self._own, name)
         manager = self._manager_of(name)
         if name not in manager.task_index and not Path(name).is_file():
-            raise TaskError.at(f"task {name}", self._unknown(name, manager))
+            raise TaskError.at(f"task {name}", self._unknown(name))
         try:
             return _load(manager, name)
         except Exception as error:  # a data set may fail in any way: offline, moved, malformed
             reason = f"could not be loaded: {type(error).__name__}: {error}"
             raise TaskError.at(f"task {name}", reason) from error
 
-    def _manager_of(self, name: str) -> TaskManager:
-        known = self._folders in _INDEXES and name in _INDEXES[self._folders].task_index
-        if not known and not self._fresh:  # the folders may have changed since
-            _INDEXES[self._folders] = TaskManager(include_path=list(self._folders))
-            self._fresh = True
-        return _INDEXES[self._folders]
+    def unsafe(self, name: str) -> list[str]:
+        """The leaf tasks behind a name whose definitions say that they run the model's code.
 
-    def _unknown(self, name: str, manager: TaskManager) -> str:
-        near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.75)
+        Nothing is loaded: some of them run code as soon as they are.
+        """
+        leaves = _leaves(name, self._manager_of(name).task_index)
+        return [leaf for leaf, config in leaves.items() if (config or {}).get("unsafe_code")]
+
+    def _manager_of(self, name: str) -> TaskManager:
+        """The narrowest index that holds all that a name stands for."""
+        # A study with tasks of its own never needs lm-eval's.
+        own, is_file = self._own.task_index, Path(name).is_file()
+        if None not in _leaves(name, own).values():
+            return self._own
+        whole = _lm_eval().task_index
+        unknown = name not in own and name not in whole
+        apart = name not in own and not set(own) & set(whole)
+        return _lm_eval() if (unknown or apart) and not is_file else self._both
+
+    @functools.cached_property
+    def _both(self) -> TaskManager:
+        return TaskManager(include_path=list(self._folders)) if self._folders else _lm_eval()
+
+    def _unknown(self, name: str) -> str:
+        names = {*self._own.all_tasks, *_lm_eval().all_tasks}
+        near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.75)
         hint = f"; near names are {listed(near)}" if near else ""
         where = f" nor a task of {listed(self._folders)}" if self._folders else ""
         return f"is no task, group or tag of lm-eval{where}{hint}"
+
+
+@functools.cache
+def _lm_eval() -> TaskManager:
+    """lm-eval's fourteen thousand names, which take seconds to read: once per process."""
+    return TaskManager()
+
+
+def _leaves(name: str, index: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
+    """The definitions of the leaf tasks behind a name; ``None`` for what the index does not know.
+
+    Args:
+        name: of a task, a group or a tag.
+        index: lm-eval's ``task_index``.
+    """
+    entry = index.get(name)
+    if entry is None:
+        return {name: None}
+    if entry.cfg is None:  # a tag
+        members: Any = sorted(entry.tags)
+    elif "group" in entry.cfg:
+        members = entry.cfg.get("task") or ()
+    else:
+        return {name: entry.cfg}
+    leaves: dict[str, Mapping[str, Any] | None] = {}
+    for member in members:
+        if isinstance(member, str):
+            leaves |= _leaves(member, index)
+            continue
+        # Written out in the group: a task with changes, or one that is defined there and then.
+        own = str(member.get("task") or member.get("group"))
+        found = _leaves(own, index) if own in index else {own: member}
+        leaves |= {leaf: {**(config or {}), **member} for leaf, config in found.items()}
+    return leaves
 
 
 def _load(manager: TaskManager, name: str) -> Loaded:
@@ -99,23 +143,21 @@ def _load(manager: TaskManager, name: str) -> Loaded:
     return Loaded(name, dict(found["tasks"]), dict(found.get("groups", {})))
 
 
-def document_count(task: Any) -> int:
-    """How many documents lm-eval would evaluate a task on."""
-    with quiet():
-        return len(task.eval_docs)
+def unsafe_fault(name: str) -> Fault:
+    """Why a leaf task that runs the model's code is refused."""
+    return Fault(
+        f"task {name}",
+        "runs code that the model writes; allow it explicitly (confirm_unsafe: true in a space, "
+        "--confirm-unsafe) on a machine where that does no harm",
+    )
 
 
 def refusal(name: str, task: Any, confirm_unsafe: bool) -> Fault | None:
     """Why a leaf task may not or cannot be scored, if so."""
-    place = f"task {name}"
     if getattr(task, "MULTIMODAL", False):
-        return Fault(place, "asks about images or sound; only text models can be scored")
+        return Fault(f"task {name}", "asks about images or sound; only text models can be scored")
     if getattr(task, "UNSAFE_CODE", False) and not confirm_unsafe:
-        return Fault(
-            place,
-            "runs code that the model writes; allow it explicitly (confirm_unsafe) on a machine "
-            "where that does no harm",
-        )
+        return unsafe_fault(name)
     return None
 
 
@@ -130,37 +172,22 @@ def set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
     task.set_fewshot_seed(seed=seed)
 
 
-def notes_on(name: str, task: Any, num_fewshot: int | None) -> list[str]:
-    """What a user should know of a leaf task whose examples are set: no faults.
+def fewshot_notes(task: Any, num_fewshot: int | None, *, apart: bool) -> Iterator[str]:
+    """What a user should know of the examples of a leaf task that is ready to ask: no faults.
 
     Args:
-        name: the task's.
-        task: after :func:`set_fewshot`.
+        task: after :func:`set_fewshot` and :func:`~evomerge.evaluation.splits.ask_on`.
         num_fewshot: as it was asked for.
+        apart: whether other documents are held out than those of the split that is searched on.
     """
-    notes = []
     shots = task.get_config("num_fewshot") or 0
     if num_fewshot and not shots:
-        notes.append(f"task {name}: shows no examples, whatever num_fewshot says")
-    if shots and _examples_split(task) == _evaluation_split(task):
-        notes.append(
-            f"task {name}: draws its examples from the documents that are scored; the search may "
-            "see held-out items as examples"
+        yield "shows no examples, whatever num_fewshot says"
+    if shots and not apart and examples_split(task) == evaluation_split(task):
+        yield (
+            "draws its examples from the documents that are scored; the search may see held-out "
+            "items as examples"
         )
-    return notes
-
-
-def _evaluation_split(task: Any) -> str | None:
-    return task.get_config("test_split") or task.get_config("validation_split")
-
-
-def _examples_split(task: Any) -> str | None:
-    config = task.get_config("fewshot_config")
-    if getattr(config, "samples", None) is not None:
-        return None
-    splits = ("training_split", "validation_split", "test_split")
-    named: list[str | None] = [getattr(config, "split", None), *map(task.get_config, splits)]
-    return next((split for split in named if split), None)
 
 
 @contextlib.contextmanager

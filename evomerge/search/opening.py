@@ -91,6 +91,7 @@ def open_for_search(
         prepared.checkpoints,
         prepared.search_items.versions,
         _seeds(prepared.space),
+        prepared.search_items.splits,
         facts.get(PROVENANCE),
     )
     if PROVENANCE in facts:
@@ -150,6 +151,11 @@ def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str) -> 
             "its tasks' items, prompts or tokenizer have changed since it began, so that scores "
             "cannot be compared; put them back, or begin another study (--study NAME, or --fresh)"
         )
+        if "splits" not in facts.get(PROVENANCE, {}):
+            problem += (
+                "; it was begun when every task was searched on what lm-eval evaluates it on: "
+                "split: evaluation says so of a task"
+            )
         raise StudyError([Fault(f"study {name}", problem)])
 
 

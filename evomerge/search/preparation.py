@@ -157,6 +157,7 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
             fewshot_as_multiturn=space.fewshot_as_multiturn,
             system_instruction=space.system_instruction,
             include_path=space.include_path,
+            confirm_unsafe=space.confirm_unsafe,
         ),
         holdout_items=space.holdout.items if space.holdout else None,
         residency=space.resources.residency,
@@ -186,6 +187,7 @@ def task_requests(space: SearchSpace) -> tuple[TaskRequest, ...]:
             order=task.order,
             seed=space.search.seed,
             holdout_task=task.holdout_task,
+            split=task.split,
         )
         for task in space.tasks
     )

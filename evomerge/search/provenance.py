@@ -48,6 +48,7 @@ def provenance(
     checkpoints: Sequence[Checkpoint],
     tasks: Mapping[str, str],
     seeds: Mapping[str, int],
+    splits: Mapping[str, str | None],
     known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a reader needs to repeat the study.
@@ -56,6 +57,7 @@ def provenance(
         checkpoints: the models; the weights of each are hashed.
         tasks: lm-eval's task → its version.
         seeds: what was seeded, and with what.
+        splits: lm-eval's task → the data set's split that it is searched on.
         known: an earlier run's provenance: files that have not changed since are not hashed again.
     """
     earlier = (known or {}).get("checkpoints", {})
@@ -73,6 +75,7 @@ def provenance(
             for checkpoint in checkpoints
         },
         "tasks": dict(tasks),
+        "splits": dict(splits),
         "seeds": dict(seeds),
     }
 

@@ -155,6 +155,7 @@ def _tasks(data: Mapping[str, Any], draft: Draft) -> Any:
         "items": _lax(int, data.get("limit")),
         "num_fewshot": _lax(int, data.get("num_fewshot")),
         "order": _order(data, draft),
+        "split": "evaluation",
     }
     tasks: list[Any] = []
     for index, entry in enumerate(theirs):

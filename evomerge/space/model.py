@@ -42,6 +42,7 @@ class SearchSpace(Stage):
             lm-eval's words.
         include_path: folders with task definitions.
         trust_remote_code: whether models may bring their own code.
+        confirm_unsafe: whether tasks may run the code that the model writes.
         plain_sum: fitness is Σ weight × metric (mergekit-evolve's), not its weighted mean.
         stages: the merges before this one, in order; each may name the results of those before it
             as models of its own, and the space's own merge is the last.
@@ -59,6 +60,7 @@ class SearchSpace(Stage):
     system_instruction: StrictStr | None = None
     include_path: Paths = ()
     trust_remote_code: StrictBool = False
+    confirm_unsafe: StrictBool = False
     plain_sum: StrictBool = False
     stages: tuple[Stage, ...] = ()
     source: Path = Path("space.yaml")

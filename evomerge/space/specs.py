@@ -191,6 +191,9 @@ class TaskSpec(Strict):
         order: ``random`` is a seeded subset, ``first`` the first items as lm-eval's ``limit``;
             ``balanced`` the subset of the items that are not held out on which the baselines score
             most nearly as on all of them: these are scored once, before the search.
+        split: whose documents the search sees. ``auto`` is the validation split, else the training
+            split, of a task that is evaluated on another, unless a ``holdout_task`` is named; held-
+            out items are of the split that lm-eval evaluates on, which ``evaluation`` names.
     """
 
     task: Text
@@ -200,6 +203,7 @@ class TaskSpec(Strict):
     num_fewshot: Natural | None = None
     holdout_task: Text | None = None
     order: Literal["random", "first", "balanced"] = "random"
+    split: Literal["auto", "train", "validation", "test", "evaluation"] = "auto"
 
     @classmethod
     def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:

@@ -7,9 +7,14 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from evomerge.search.folder import StudyFolder
+from evomerge.search.opening import PROVENANCE
+from evomerge.search.storage import open_store
 from tests.cli.worlds import BASELINES, World, run, said, strict_json, told
+from tests.evaluation import shipped
 
 
 def test_a_good_space_in_words(shared: World) -> None:
@@ -217,3 +222,72 @@ def test_models_that_do_not_fit_are_refused(shared: World, monkeypatch: pytest.M
     assert result.exit_code == 1
     assert "resources.residency" in result.stderr
     assert "auto" in result.stderr
+
+
+def test_what_the_search_sees_of_a_benchmark_is_told_once_and_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", world.root / "cache")
+    shipped.make_hub(world.root)
+    own = [str(shipped.SHIPPED / folder) for folder in ("arc", "lambada")]
+    tasks = [{"task": "arc_easy", "items": 4}, {"task": "lambada_openai", "items": 5}]
+    changes = {"include_path": own, "holdout": {"items": 3}}
+    space = world.space("public", tasks=tasks, **changes)
+    note = "task lambada_openai: is searched on the documents ('test') that this public benchmark"
+    checked = run("check", space)
+    assert said(checked).count(note) == 1
+    assert "arc_easy: is searched" not in said(checked)
+    searched = run("search", space, "--trials", BASELINES)
+    assert searched.exit_code == 0, searched.stderr
+    assert told(searched).count(note) == 1
+    kept = json.loads((world.study("public") / "provenance.json").read_text())
+    assert kept["splits"] == {"arc_easy": "validation", "lambada_openai": "test"}
+    # Items of another split are other items: the study is not gone on with.
+    tasks[0]["split"] = "evaluation"
+    again = run("search", world.space("public", tasks=tasks, **changes), "--trials", 9)
+    assert again.exit_code == 1
+    assert "its tasks' items, prompts or tokenizer have changed" in told(again)
+    assert "split: evaluation" not in told(again)
+
+
+def test_a_study_from_before_there_was_a_choice_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", world.root / "cache")
+    shipped.make_hub(world.root)
+    tasks = [{"task": "arc_easy", "items": 4, "split": "evaluation"}]
+    changes = {"include_path": str(shipped.SHIPPED / "arc"), "holdout": {"items": 3}}
+    space = world.space("older", tasks=tasks, **changes)
+    assert run("search", space, "--trials", BASELINES).exit_code == 0
+    with StudyFolder(world.study("older")).lock():
+        store = open_store("older", StudyFolder(world.study("older")).url)
+        origin = store.facts[PROVENANCE]
+        store.remember(**{PROVENANCE: {k: v for k, v in origin.items() if k != "splits"}})
+    assert run("search", space, "--trials", BASELINES + 1).exit_code == 0
+    del tasks[0]["split"]
+    refused = run("search", world.space("older", tasks=tasks, **changes), "--trials", 9)
+    assert refused.exit_code == 1
+    assert "split: evaluation says so of a task" in told(refused)
+
+
+def test_tasks_that_run_code_need_a_yes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", world.root / "cache")
+    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", str(world.root / "modules"))
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")  # the test's own, so that it is taken back
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL")
+    shipped.make_hub(world.root)
+    own = world.root / "own"
+    own.mkdir()
+    short = {"task": "short", "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
+    short["include"] = str(shipped.SHIPPED / "humaneval" / "humaneval.yaml")
+    world.write("own/short.yaml", yaml.safe_dump(short))
+    tasks = [{"task": "short", "metric": "pass@1", "items": 2}]
+    evaluate = ("evaluate", "quickstart/models/base", "--tasks", "short", "--include-path", own)
+    for yes in (False, True):
+        space = world.space(
+            "code", include_path=str(own), tasks=tasks, confirm_unsafe=yes, holdout=None
+        )
+        flag = ["--confirm-unsafe"] if yes else []
+        for result in (run("check", space), run(*evaluate, *flag)):
+            assert result.exit_code == (0 if yes else 1), result.stderr
+            assert ("task short: runs code that the model writes" in told(result)) is not yes

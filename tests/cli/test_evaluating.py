@@ -29,7 +29,7 @@ def simple_evaluate(folder: Path, tasks: Path, samples: dict[str, list[int]]) ->
         model=HFLM(pretrained=str(folder), device="cpu", batch_size=8, dtype="auto"),
         tasks=list(samples),
         samples=samples,
-        task_manager=TaskManager(include_path=str(tasks)),
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0,
     )
     assert results is not None

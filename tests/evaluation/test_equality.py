@@ -14,7 +14,9 @@ from tests.evaluation import worlds
 from tests.evaluation.worlds import TaskFolder, make_model, make_tokenizer
 
 LENGTH = 96
-OF_LIKELIHOODS = ("perplexity", "weighted_perplexity", "bits_per_byte")
+OF_LIKELIHOODS = ("perplexity", "weighted_perplexity", "bits_per_byte", "brier_score")
+PROBABILITIES = ("truthfulqa_mc2",)
+"""Tasks whose metrics are no counts, but probabilities."""
 
 
 def reference(
@@ -54,7 +56,8 @@ def check_equal(scores: Scores, results: dict[str, Any]) -> None:
         for key, value in reported.items():
             name = MetricName.parse(key)
             mine = scores.tasks[task].metrics[name]
-            tolerance = 1e-5 if mine.aggregation in OF_LIKELIHOODS else 0.0
+            continuous = mine.aggregation in OF_LIKELIHOODS or task in PROBABILITIES
+            tolerance = 1e-5 if continuous else 0.0
             assert mine.value == pytest.approx(value, rel=tolerance, abs=1e-12), (task, key)
             stderr = theirs[f"{name.name}_stderr,{name.filter}"]
             if stderr != "N/A" and mine.stderr is not None:
@@ -365,3 +368,46 @@ def written(
     scores, results = run_both(model, tokenizer, folder, requests)
     texts = [sample["resps"][0][0] for sample in results["samples"]["writing"]]
     return texts, scores
+
+
+def test_what_definitions_may_say(model: Any, tokenizer: Any, folder: TaskFolder) -> None:
+    """Forms of choices and targets, delimiters, prefixes, examples that are written down."""
+    samples = [
+        {"question": "who sees", "choices": ["king", "queen"], "label": 1},
+        {"question": "who sings", "choices": ["a bird", "stone", "fire"], "label": 0},
+    ]
+    every = [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes", "exact_match")]
+    more: dict[str, dict[str, Any]] = {
+        "several-right": {"doc_to_target": "{{[label, 0]}}", "metric_list": every},
+        "named": {"doc_to_choice": {"a": "cat", "b": "dog fish"}, "doc_to_target": "{{label % 2}}"},
+        "by-text": {"doc_to_target": "{{choices[label]}}", "metric_list": every},
+        "delimited": {"target_delimiter": " = ", "fewshot_delimiter": "; ", "num_fewshot": 1,
+                      "fewshot_split": "train"},
+        "prefixed": {"gen_prefix": "It is the", "num_fewshot": 1, "fewshot_split": "train"},
+        "written-down": {
+            "num_fewshot": 2,
+            "fewshot_config": {
+                "sampler": "first_n", "samples": samples, "doc_to_text": "Example: {{question}} ?",
+            },
+        },
+        "proper": {"doc_to_choice": ["cat", "dog fish"], "doc_to_target": "{{label % 2}}",
+                   "metric_list": [{"metric": "brier_score"}, {"metric": "acc_mutual_info"}]},
+    }  # fmt: skip
+    for name, config in more.items():
+        worlds.add_choices(folder, name, count=6, **config)
+    written = {"doc_to_target": "{{[last, ' s']}}", "gen_prefix": "the", "num_fewshot": 1}
+    worlds.add_writing(folder, "writing", count=6, fewshot_split="test", **written)
+    for chat in (False, True):
+        run_both(
+            model,
+            tokenizer,
+            folder,
+            [
+                *(TaskRequest(name, MetricName("brier_score" if name == "proper" else "acc"))
+                  for name in more),
+                TaskRequest("writing", MetricName("exact_match", "whole")),
+            ],
+            Setting(include_path=(folder.path,), apply_chat_template=chat),
+            apply_chat_template=chat,
+            fewshot_as_multiturn=True,
+        )  # fmt: skip

@@ -265,6 +265,8 @@ def test_the_rest_of_a_configuration(write: Write, models: list[str]) -> None:
     assert {(task.items, task.num_fewshot, task.order) for task in space.tasks} == {
         (100, 4, "first")
     }
+    # Theirs are lm-eval's own documents, whatever else the task has.
+    assert {task.split for task in space.tasks} == {"evaluation"}
     assert space.plain_sum
     assert (space.apply_chat_template, space.fewshot_as_multiturn) == (True, True)
     assert (space.dtype, space.name) == ("bfloat16", "space")

@@ -42,7 +42,7 @@ OWN: dict[str, Any] = {
     },
     "tasks": [
         {"task": "a", "metric": "acc", "weight": 1.0, "items": 5, "num_fewshot": 0,
-         "holdout_task": "b", "order": "first"},
+         "holdout_task": "b", "order": "first", "split": "train"},
         "c",
     ],
     "holdout": {"items": 3},
@@ -56,6 +56,7 @@ OWN: dict[str, Any] = {
     "system_instruction": "Be brief.",
     "include_path": ["models"],
     "trust_remote_code": False,
+    "confirm_unsafe": False,
     "plain_sum": False,
 }  # fmt: skip
 

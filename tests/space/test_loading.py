@@ -38,7 +38,7 @@ genome:
 tasks:
 - arc_easy
 - {task: gsm8k, metric: "exact_match, strict-match", weight: -2, items: 50, num_fewshot: 5,
-   holdout_task: gsm8k_test, order: first}
+   holdout_task: gsm8k_test, order: first, split: train}
 holdout: {items: 300}
 search: {sampler: tpe, seed: 7, sigma: 0.3, population: 12, random_init: true}
 resources: {gpus: 0.5, cpus: 2, workers: 3}
@@ -50,6 +50,7 @@ fewshot_as_multiturn: false
 system_instruction: Be brief.
 include_path: tasks
 trust_remote_code: true
+confirm_unsafe: true
 """
 
 
@@ -83,6 +84,8 @@ def test_a_full_space(load: Load, folder: Path) -> None:
     second = space.tasks[1]
     assert (second.metric_name, second.metric_filter) == ("exact_match", "strict-match")
     assert (second.weight, second.items, second.order) == (-2.0, 50, "first")
+    assert [task.split for task in space.tasks] == ["auto", "train"]
+    assert space.confirm_unsafe
     assert space.holdout is not None
     assert space.holdout.items == 300
     assert (space.search.sampler, space.search.population) == ("tpe", 12)

@@ -65,6 +65,7 @@ def test_what_changes_the_meaning(load: Load, small: str, old: str, new: str, ch
         "search: {sampler: tpe, population: 8, sigma: 0.2, seed: 0}",
         "name: other",
         "trust_remote_code: true",
+        "confirm_unsafe: true",
         "mask_seed: 0",
         "apply_chat_template: false",
     ],
