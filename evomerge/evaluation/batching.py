@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -77,7 +78,7 @@ class ShrinkingBatches(Generic[Plan, Result]):
         results: list[tuple[Indices, Result]] = []
         while waiting:
             indices, plan = waiting.pop()
-            result = _unless_out_of_memory(step, plan)
+            result = unless_out_of_memory(partial(step, plan))
             if result is None:
                 waiting = self._shrunk([indices, *(later for later, _ in reversed(waiting))])[::-1]
                 continue
@@ -103,10 +104,13 @@ class ShrinkingBatches(Generic[Plan, Result]):
         ]
 
 
-def _unless_out_of_memory(step: Callable[[Plan], Result], plan: Plan) -> Result | None:
-    # Returning lets go of the failed batch's tensors, which a living exception would hold.
+def unless_out_of_memory(step: Callable[[], Result]) -> Result | None:
+    """The step's result, or ``None`` if memory ran out.
+
+    Returning lets go of the failed batch's tensors, which a living exception would hold.
+    """
     try:
-        return step(plan)
+        return step()
     except torch.OutOfMemoryError:
         return None
     except RuntimeError as error:
