@@ -1,4 +1,4 @@
-"""Texts written by ``transformers``' own ``generate``, batch after batch: every option, any model."""
+"""Texts written by ``transformers``' own ``generate`` in batches: every option, any model."""
 
 from __future__ import annotations
 

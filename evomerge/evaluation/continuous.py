@@ -230,10 +230,12 @@ class _Session:
         return self._beginning[1]
 
     def _new_cache(self) -> RowCache:
-        """With room for the longest of what is left; what is active goes along, to its beginning."""
+        """With room for the longest of what is left; what is active goes along."""
         cached = [text.cached for text in self._active]
         cache = self._model.cache(
-            max(self._rows(), len(cached)), self._room(), max([self._longest_waiting() - 1, *cached])
+            max(self._rows(), len(cached)),
+            self._room(),
+            max([self._longest_waiting() - 1, *cached]),
         )
         if cached:
             cache.keep(self._cache, len(cached), max(cached))

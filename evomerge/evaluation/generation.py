@@ -17,28 +17,26 @@ from evomerge.evaluation.queries import Generation, Rules
 from evomerge.evaluation.rows import takes_rows
 from evomerge.evaluation.stopping import Ending
 
-_IDLE = frozenset(
-    # What only sampling asks for,
-    "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff "
-    # only beams,
-    "length_penalty early_stopping "
-    # only a model that assists,
-    "is_assistant num_assistant_tokens num_assistant_tokens_schedule max_matching_ngram_size "
-    "assistant_confidence_threshold assistant_early_exit assistant_lookbehind target_lookbehind "
-    "assistant_ensemble_weight speculation_type "
-    # what says how and not what is computed, or what else is returned,
-    "use_cache cache_implementation cache_config max_cache_len compile_config disable_compile "
-    "continuous_batching_config prefill_chunk_size low_memory renormalize_logits "
-    "output_attentions output_hidden_states output_scores output_logits return_dict_in_generate "
-    # and what is known here or overridden by every task.
-    "do_sample max_length pad_token_id bos_token_id eos_token_id decoder_start_token_id "
-    "transformers_version _from_model_config _commit_hash _original_object_hash".split()
-)
+_OF_SAMPLING = """temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff"""
+_OF_BEAMS = """length_penalty early_stopping"""
+_OF_ASSISTANTS = """is_assistant num_assistant_tokens num_assistant_tokens_schedule
+max_matching_ngram_size assistant_confidence_threshold assistant_early_exit assistant_lookbehind
+target_lookbehind assistant_ensemble_weight speculation_type"""
+_OF_COMPUTING = """use_cache cache_implementation cache_config max_cache_len compile_config
+disable_compile continuous_batching_config prefill_chunk_size low_memory renormalize_logits
+output_attentions output_hidden_states output_scores output_logits return_dict_in_generate"""
+_KNOWN = """do_sample max_length pad_token_id bos_token_id eos_token_id decoder_start_token_id
+transformers_version _from_model_config _commit_hash _original_object_hash"""
+_IDLE = frozenset(f"{_OF_SAMPLING} {_OF_BEAMS} {_OF_ASSISTANTS} {_OF_COMPUTING} {_KNOWN}".split())
 """Settings of ``generate`` that leave a greedy text as it is, whatever their values."""
-_IDLE_AT_ONE = frozenset(
-    "repetition_penalty encoder_repetition_penalty num_beams num_beam_groups num_return_sequences "
-    "guidance_scale".split()
-)
+_IDLE_AT_ONE = {
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "num_beams",
+    "num_beam_groups",
+    "num_return_sequences",
+    "guidance_scale",
+}
 
 _TRIED = 3
 _TRIED_TOKENS = 256

@@ -15,6 +15,7 @@ from evomerge.errors import TrialError
 from evomerge.evaluation.queries import Continuation, Query, Rolling
 from evomerge.evaluation.scores import TaskScore, Value
 from evomerge.evaluation.spec import MetricName
+from evomerge.evaluation.targets import remember_targets
 
 _TRIED_DOCUMENTS = 8
 _CHUNK = 1000  # lm-eval's bootstrap starts a stream of random numbers per so many resamples
@@ -58,6 +59,7 @@ def judge(items: TaskItems, answers: Sequence[Sequence[Any]], *, bootstrap: int 
     Raises:
         TrialError: the task's own code fails on the answers.
     """
+    remember_targets(items.task)
     try:
         raw = _raw_values(items, answers, len(items.doc_ids))
         metrics = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _PASSES = 64
 """What a group costs in tokens: its beginning is read alone, and its prompts apart from others.
@@ -33,9 +34,9 @@ def group_by_beginning(prompts: Sequence[Sequence[int]]) -> list[Group]:
     Args:
         prompts: none of them empty.
     """
-    order = sorted(range(len(prompts)), key=lambda index: prompts[index])
+    order = sorted(range(len(prompts)), key=lambda index: tuple(prompts[index]))
     # A prompt's last token is fed when the writing begins.
-    alike = [_alike(prompts[a], prompts[b]) for a, b in zip(order, order[1:], strict=False)]
+    alike = [_alike(prompts[a], prompts[b]) for a, b in pairwise(order)]
     _, parts = _best(order, alike, 0)
     alone = [index for shared, members in parts if not shared for index in members]
     parts = [(0, alone), *(part for part in parts if part[0])] if alone else parts

@@ -40,7 +40,9 @@ class _Layer(DynamicLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         # Zeros: even a masked column must not hold what 0 times is no number.
-        shapes = [(self._rows, s.shape[1], self._room, s.shape[3]) for s in (key_states, value_states)]
+        shapes = [
+            (self._rows, s.shape[1], self._room, s.shape[3]) for s in (key_states, value_states)
+        ]
         self.keys, self.values = key_states.new_zeros(shapes[0]), value_states.new_zeros(shapes[1])
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
@@ -154,7 +156,7 @@ class CachedModel:
         parameters = inspect.signature(model.forward).parameters
         self._cache = "cache" if "cache" in parameters else "past_key_values"
         self._positions = "position_ids" in parameters
-        self._options = {"use_cache": True}
+        self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in parameters:
             self._options["logits_to_keep"] = 1
         self._sliding = [isinstance(layer, DynamicSlidingWindowLayer) for layer in _layers(model)]
@@ -178,9 +180,7 @@ class CachedModel:
         self._call(cache, padded, seen, positions)
         cache.advance(width)
 
-    def step(
-        self, cache: RowCache, tokens: Sequence[int], lengths: Sequence[int]
-    ) -> torch.Tensor:
+    def step(self, cache: RowCache, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
         """Put one more token after every row.
 
         Args:
