@@ -249,8 +249,9 @@ class _Session:
         """Columns for the longest text that is left, and some more where others follow."""
         lengths = [len(text.tokens) for text in self._active]
         longest = max([self._longest_waiting(), *lengths]) + self._writing.most
-        alone = longest * (len(self._waiting) + len(lengths)) <= self._budget.tokens
-        return longest if alone else longest + min(_SLACK, self._writing.most)
+        rows = len(self._waiting) + len(lengths)
+        all_at_once = rows * longest <= self._budget.tokens and rows <= (self._budget.rows or rows)
+        return longest if all_at_once else longest + min(_SLACK, self._writing.most)
 
     def _longest_waiting(self) -> int:
         return max((len(self._writing.prompts[one.prompt]) for one in self._waiting), default=0)

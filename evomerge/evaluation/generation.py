@@ -38,10 +38,9 @@ _IDLE_AT_ONE = {
     "guidance_scale",
 }
 
-_TRIED = 3
-_TRIED_TOKENS = 256
-_TRIED_STEPS = 3
-"""So many prompts, cut to so many tokens, are gone on with so far before a way is trusted."""
+_TRIED_TOKENS, _SHARED_TOKENS = 64, 40
+_TRIED_STEPS = 2
+"""Texts of so many tokens, which begin alike, are gone on with so far before a way is trusted."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_ELSE = 5e-2
 """Of the logits' range. A wrong position or mask moves them by a good part of it."""
@@ -145,8 +144,8 @@ def is_plainly_greedy(rules: Rules, config: GenerationConfig) -> bool:
 def agrees(model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> bool | None:
     """Whether rows of different lengths, and a shared beginning, give plain passes' logits.
 
-    Three of the prompts are gone on with for three steps: no model is trusted by its name. ``None``
-    if that cannot be told now, because the weights give no numbers or memory is short.
+    A few texts are gone on with for two steps: no model is trusted by its name. ``None`` if that
+    cannot be told now, because the weights give no numbers or memory is short.
     """
     if not takes_rows(model):
         return False
@@ -168,9 +167,10 @@ def agrees(model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -
 
 
 def _tried(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """The shortest, the longest and one between, cut; they share what they share."""
-    cut = sorted({tuple(prompt[:_TRIED_TOKENS]) for prompt in prompts}, key=len)
-    return [cut[place * (len(cut) - 1) // (_TRIED - 1)] for place in range(_TRIED)]
+    """Texts of different lengths from the prompts' tokens; all but the shortest begin alike."""
+    first, *_, other = sorted([*prompts, prompts[0]], key=len, reverse=True)
+    whole, begun = first[:_TRIED_TOKENS], first[:_SHARED_TOKENS]
+    return [whole, [*begun, *other[-12:]], [*begun, *other[-3:]], other[:8]]
 
 
 def _plain_logits(model: Any, text: list[int], device: torch.device) -> torch.Tensor:
