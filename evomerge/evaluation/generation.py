@@ -147,13 +147,14 @@ def agrees(model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -
     A few texts are gone on with for two steps: no model is trusted by its name. ``None`` if that
     cannot be told now, because the weights give no numbers or memory is short.
     """
-    if not takes_rows(model):
-        return False
     tried = _tried(prompts)
     steps: list[tuple[list[list[int]], torch.Tensor]] = []
     writing = Writing(tried, lambda written: False, _TRIED_STEPS)
-    writer = ContinuousWriter(model, writing, Budget(len(tried) * 2 * _TRIED_TOKENS), device)
+    budget = Budget(len(tried) * 2 * _TRIED_TOKENS)
     try:
+        if not takes_rows(model):
+            return False
+        writer = ContinuousWriter(model, writing, budget, device)
         writer.run(lambda texts, logits: steps.append((texts, logits)))
         return all(
             _close(logits, _plain_logits(model, text, device))

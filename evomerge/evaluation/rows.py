@@ -224,7 +224,10 @@ def takes_rows(model: Any) -> bool:
     """
     parameters = inspect.signature(model.forward).parameters
     named = "attention_mask" in parameters and bool({"cache", "past_key_values"} & set(parameters))
-    if not named or getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder:
+    other = getattr(model, "_is_stateful", False) or getattr(
+        model.config, "is_encoder_decoder", False
+    )
+    if not named or other:
         return False
     types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     if not set(types) <= {"full_attention", "sliding_attention"}:

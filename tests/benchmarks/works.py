@@ -74,8 +74,26 @@ def quickstart(folder: Path, items: int, shape: Shape, dtype: torch.dtype) -> Wo
     return Work("quickstart", model, tokenizer, folder, names, items)
 
 
+def zero_shot(folder: Path, items: int, shape: Shape, dtype: torch.dtype) -> Work:
+    """A random Llama after questions of 40 to 80 tokens; it hardly ever stops."""
+    return _random(folder, "zero-shot", items, shape, dtype, shots=0)
+
+
 def few_shot(folder: Path, items: int, shape: Shape, dtype: torch.dtype) -> Work:
-    """A random Llama after the same five examples for all items; it hardly ever stops."""
+    """The same after five examples, the same ones for all items."""
+    return _random(folder, "few-shot", items, shape, dtype, shots=SHOTS)
+
+
+WORKS: dict[str, Callable[[Path, int, Shape, torch.dtype], Work]] = {
+    "quickstart": quickstart,
+    "zero-shot": zero_shot,
+    "few-shot": few_shot,
+}
+
+
+def _random(
+    folder: Path, name: str, items: int, shape: Shape, dtype: torch.dtype, shots: int
+) -> Work:
     rng = random.Random(0)
     words = [f"w{number}" for number in range(shape.vocabulary - 2)]
 
@@ -85,19 +103,13 @@ def few_shot(folder: Path, items: int, shape: Shape, dtype: torch.dtype) -> Work
     files = {}
     for split, count in (("test", items), ("train", SHOTS)):
         lines = [{"prompt": text(40, 80), "answer": text(60, 100)} for _ in range(count)]
-        files[split] = folder / f"few_shot.{split}.jsonl"
+        files[split] = folder / f"random.{split}.jsonl"
         files[split].write_text("".join(json.dumps(line) + "\n" for line in lines))
     same = {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
-    _write_task(folder, "few_shot", files, ["w1 w2", "w7"], num_fewshot=SHOTS, **same)
+    _write_task(folder, "random", files, ["w1 w2", "w7"], num_fewshot=shots, **same)
     torch.manual_seed(0)
     model = LlamaForCausalLM(shape.config()).to(dtype).eval()
-    return Work("few-shot", model, _tokenizer(words), folder, ("few_shot",), items)
-
-
-WORKS: dict[str, Callable[[Path, int, Shape, torch.dtype], Work]] = {
-    "quickstart": quickstart,
-    "few-shot": few_shot,
-}
+    return Work(name, model, _tokenizer(words), folder, ("random",), items)
 
 
 def _tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
