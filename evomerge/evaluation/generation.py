@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lm_eval.models.utils import postprocess_generated_text
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig
 
 from evomerge.errors import TrialError
-from evomerge.evaluation.batching import Budget, Indices, ShrinkingBatches
+from evomerge.evaluation.batching import Budget
+from evomerge.evaluation.batchwise import BatchWriter
+from evomerge.evaluation.continuous import ContinuousWriter, Writing
 from evomerge.evaluation.queries import Generation, Rules
+from evomerge.evaluation.rows import takes_rows
+from evomerge.evaluation.stopping import Ending
 
-_SAMPLING_SEED = 1234
-"""``simple_evaluate`` seeds torch with this; here every batch does, plus its first prompt."""
+_OF_SAMPLING = """temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff"""
+_OF_BEAMS = """length_penalty early_stopping"""
+_OF_ASSISTANTS = """is_assistant num_assistant_tokens num_assistant_tokens_schedule
+max_matching_ngram_size assistant_confidence_threshold assistant_early_exit assistant_lookbehind
+target_lookbehind assistant_ensemble_weight speculation_type"""
+_OF_COMPUTING = """use_cache cache_implementation cache_config max_cache_len compile_config
+disable_compile continuous_batching_config prefill_chunk_size low_memory renormalize_logits
+output_attentions output_hidden_states output_scores output_logits return_dict_in_generate"""
+_KNOWN = """do_sample max_length pad_token_id bos_token_id eos_token_id decoder_start_token_id
+transformers_version _from_model_config _commit_hash _original_object_hash"""
+_IDLE = frozenset(f"{_OF_SAMPLING} {_OF_BEAMS} {_OF_ASSISTANTS} {_OF_COMPUTING} {_KNOWN}".split())
+"""Settings of ``generate`` that leave a greedy text as it is, whatever their values."""
+_IDLE_AT_ONE = {
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "num_beams",
+    "num_beam_groups",
+    "num_return_sequences",
+    "guidance_scale",
+}
 
-
-@dataclass(frozen=True)
-class _Batch:
-    """Args: prompts: their indices. tokens, mask: ``[rows, longest]``, padded on the left."""
-
-    prompts: Indices
-    tokens: torch.Tensor
-    mask: torch.Tensor
+_TRIED_TOKENS, _SHARED_TOKENS = 64, 40
+_TRIED_STEPS = 2
+"""Texts of so many tokens, which begin alike, are gone on with so far before a way is trusted."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE_ELSE = 5e-2
+"""Of the logits' range. A wrong position or mask moves them by a good part of it."""
 
 
 class Generator:
-    """Plans the batches of prompts that share their rules, and runs them on what the model now is.
+    """Runs prompts that share their rules on what the model now is.
+
+    Greedy texts are written with a batch that is always full, where the model allows it; that is
+    tried first, against plain passes without a cache. Everything else (sampling, other options of
+    ``generate``, models with another memory than keys and values) is left to ``transformers``.
 
     Args:
         model: a causal ``transformers`` model.
         tokenizer: turns tokens back into text; never encodes here.
         prompts: what the model is to go on from.
         rules: of all of them.
-        budget: of one batch, tokens yet to be written included.
+        budget: tokens held at once, those yet to be written included.
         device: where the model takes its input.
     """
 
@@ -54,116 +71,122 @@ class Generator:
         budget: Budget,
         device: torch.device,
     ) -> None:
+        tokens = [prompt.tokens for prompt in prompts]
+        self._greedy = is_plainly_greedy(rules, model.generation_config)
+        # What cannot be answered differently is asked once.
+        self._distinct = list(dict.fromkeys(tokens)) if self._greedy else tokens
+        places = {prompt: place for place, prompt in enumerate(self._distinct)}
+        own = range(len(tokens))
+        self._places = [places[prompt] for prompt in tokens] if self._greedy else list(own)
         self._model = model
-        self._tokenizer = tokenizer
-        self._prompts = prompts
         self._rules = rules
+        self._ending = Ending(tokenizer, rules, model)
+        self._budget = budget
         self._device = device
         self._pad = _pad_token(tokenizer)
-        lengths = [len(prompt.tokens) + rules.max_new_tokens for prompt in prompts]
-        self._batches: ShrinkingBatches[_Batch, list[str]] = ShrinkingBatches(
-            lengths, budget, self._prepare
-        )
+        self._writer = self._choose()
+
+    @property
+    def continuous(self) -> bool:
+        """Whether who is done leaves the batch, and who waits takes the place."""
+        return isinstance(self._writer, ContinuousWriter)
 
     def run(self) -> list[str]:
         """The texts, in the order of the prompts.
 
         Raises:
-            TrialError: the model's logits are not numbers.
+            TrialError: the model's logits are not numbers, or a text does not fit in memory.
         """
-        texts = [""] * len(self._prompts)
-        for indices, written in self._batches.run(self._forward):
-            for index, text in zip(indices, written, strict=True):
-                texts[index] = text
-        return texts
+        self._writer = self._writer or self._choose()
+        writer = self._writer or self._batch_writer()
+        texts = [self._ending.text(written) for written in writer.run()]
+        return [texts[place] for place in self._places]
 
-    def _prepare(self, indices: Indices) -> _Batch:
-        inputs = [self._prompts[index].tokens for index in indices]
-        width = max(map(len, inputs))
-        tokens = torch.full((len(inputs), width), self._pad, dtype=torch.long)
-        mask = torch.zeros(len(inputs), width, dtype=torch.long)
-        for row, prompt in enumerate(inputs):
-            tokens[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        return _Batch(indices, tokens.to(self._device), mask.to(self._device))
+    def _choose(self) -> ContinuousWriter | BatchWriter | None:
+        """``None`` if the model, as it is now, cannot be tried: its next state may tell."""
+        suits = self._greedy and agrees(self._model, self._distinct, self._device)
+        if suits is None:
+            return None
+        if not suits:
+            return self._batch_writer()
+        writing = Writing(self._distinct, self._ending.ends, self._rules.max_new_tokens)
+        return ContinuousWriter(self._model, writing, self._budget, self._device)
 
-    def _forward(self, batch: _Batch) -> list[str]:
-        width = batch.tokens.shape[1]
-        stop = _StopTexts(self._tokenizer, self._rules, width)
-        options = dict(self._rules.options)
-        options.setdefault("max_length", width + self._rules.max_new_tokens)
-        with self._random_numbers(batch):
-            sequences = self._model.generate(
-                input_ids=batch.tokens,
-                attention_mask=batch.mask,
-                stopping_criteria=StoppingCriteriaList([stop]),
-                logits_processor=LogitsProcessorList([_RefuseNaN()]),
-                pad_token_id=self._pad,
-                use_cache=True,
-                **options,
-            )
-        return [
-            self._text(row[width:], stop.ends.get(number))
-            for number, row in enumerate(sequences.tolist())
-        ]
-
-    def _text(self, tokens: list[int], end: int | None) -> str:
-        ends = [number + 1 for number, token in enumerate(tokens) if token in self._ending_tokens()]
-        # What follows in the row is padding, and a padding token need not be a special one.
-        tokens = tokens[: min([*ends[:1], *([] if end is None else [end]), len(tokens)])]
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return str(
-            postprocess_generated_text(text, stop=list(self._rules.stop), think_end_token=None)
+    def _batch_writer(self) -> BatchWriter:
+        return BatchWriter(
+            self._model,
+            self._distinct,
+            self._rules,
+            self._ending,
+            self._budget,
+            self._device,
+            self._pad,
         )
 
-    def _ending_tokens(self) -> set[int]:
-        ending = self._model.generation_config.eos_token_id
-        return set(ending) if isinstance(ending, list) else {ending}
 
-    @contextlib.contextmanager
-    def _random_numbers(self, batch: _Batch) -> Iterator[None]:
-        """A stream of its own for a batch that samples; the process's own stays as it was."""
-        if not self._rules.samples:
-            yield
-            return
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(_SAMPLING_SEED + batch.prompts[0])
-            yield
+def is_plainly_greedy(rules: Rules, config: GenerationConfig) -> bool:
+    """Whether each next token is just the likeliest: nothing samples, forbids, forces or prefers.
 
-
-class _StopTexts(StoppingCriteria):
-    """Ends each row of a batch by itself, where one of its stop texts has appeared.
-
-    lm-eval looks at the last tokens only, special ones included; so does this.
+    Args:
+        rules: their options override the configuration.
+        config: the model's own, whose settings count where a task says nothing.
     """
-
-    def __init__(self, tokenizer: Any, rules: Rules, width: int) -> None:
-        self._tokenizer = tokenizer
-        self._rules = rules
-        self._width = width
-        self.ends: dict[int, int] = {}
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        written = input_ids[:, self._width :]
-        recent = written[:, -self._rules.lookback :].tolist()
-        for row, tokens in enumerate(recent):
-            if row in self.ends:
-                continue
-            text = self._tokenizer.decode(tokens)
-            if any(stop in text for stop in self._rules.stop):
-                self.ends[row] = written.shape[1]
-        done = [row in self.ends for row in range(len(recent))]
-        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+    options = dict(rules.options)
+    if options.get("do_sample") is not False or "max_length" in options:
+        return False
+    settings = {**vars(config), **options}
+    return all(
+        name in _IDLE or not value or (name in _IDLE_AT_ONE and value == 1)
+        for name, value in settings.items()
+    )
 
 
-class _RefuseNaN(LogitsProcessor):
-    """Greedy choice would take some token among NaNs without a word."""
+def agrees(model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> bool | None:
+    """Whether rows of different lengths, and a shared beginning, give plain passes' logits.
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if bool(torch.isnan(scores).any()):
-            raise TrialError("the model's logits are not numbers (NaN)")
-        return scores
+    A few texts are gone on with for two steps: no model is trusted by its name. ``None`` if that
+    cannot be told now, because the weights give no numbers or memory is short.
+    """
+    tried = _tried(prompts)
+    steps: list[tuple[list[list[int]], torch.Tensor]] = []
+    writing = Writing(tried, lambda written: False, _TRIED_STEPS)
+    budget = Budget(len(tried) * 2 * _TRIED_TOKENS)
+    try:
+        if not takes_rows(model):
+            return False
+        writer = ContinuousWriter(model, writing, budget, device)
+        writer.run(lambda texts, logits: steps.append((texts, logits)))
+        return all(
+            _close(logits, _plain_logits(model, text, device))
+            for texts, rows in steps
+            for text, logits in zip(texts, rows, strict=True)
+        )
+    except (TrialError, torch.OutOfMemoryError):
+        return None
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+        return False  # another kind of cache or of arguments than what was taken for granted
+
+
+def _tried(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Texts of different lengths from the prompts' tokens; all but the shortest begin alike."""
+    first, *_, other = sorted([*prompts, prompts[0]], key=len, reverse=True)
+    whole, begun = first[:_TRIED_TOKENS], first[:_SHARED_TOKENS]
+    return [whole, [*begun, *other[-12:]], [*begun, *other[-3:]], other[:8]]
+
+
+def _plain_logits(model: Any, text: list[int], device: torch.device) -> torch.Tensor:
+    accepted = inspect.signature(model.forward).parameters
+    options = {"use_cache": False} if "use_cache" in accepted else {}
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([text], device=device), **options).logits
+    last: torch.Tensor = logits[0, -1]
+    return last
+
+
+def _close(ours: torch.Tensor, plain: torch.Tensor) -> bool:
+    tolerance = _TOLERANCE.get(plain.dtype, _TOLERANCE_ELSE)
+    ours, plain = ours.float(), plain.float()
+    return bool((ours - plain).abs().max() <= tolerance * (plain.max() - plain.min()))
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -18,6 +18,7 @@ from evomerge.evaluation.queries import Continuation, Query, Rolling
 from evomerge.evaluation.scores import TaskScore, Value
 from evomerge.evaluation.smooth import FILTER, SMOOTH, SmoothPlan
 from evomerge.evaluation.spec import MetricName
+from evomerge.evaluation.targets import remember_targets
 
 _TRIED_DOCUMENTS = 8
 _COMPARED_DOCUMENTS = 64
@@ -114,6 +115,7 @@ def judge(items: TaskItems, answers: Sequence[Sequence[Any]], *, bootstrap: int 
         TrialError: the task's own code fails on the answers.
     """
     own = answers[: len(items.own_queries)]
+    remember_targets(items.task)
     try:
         score = _own_score(items, own, bootstrap)
     except Exception as error:  # filters and metrics may be any code of the task's author

@@ -36,10 +36,15 @@ def counted(calls: list[str], name: str, function: Callable[..., Any]) -> Callab
 def test_nothing_is_built_or_tokenised_once_scoring_has_begun(
     items: ItemSet, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import lm_eval.utils
     from lm_eval.api.task import ConfigurableTask
 
     scorer = Scorer(model, tokenizer, items)
     calls: list[str] = []
+    scorer.score()
+    # The targets' templates were rendered then.
+    render = counted(calls, "apply_template", lm_eval.utils.apply_template)
+    monkeypatch.setattr(lm_eval.utils, "apply_template", render)
     for owner, names in (
         (type(tokenizer), ("encode", "__call__", "_encode_plus", "apply_chat_template")),
         (ConfigurableTask, ("build_all_requests", "construct_requests", "fewshot_context")),
