@@ -11,7 +11,7 @@ does none of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -41,6 +41,14 @@ class _GeneSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
+
+
+class _Result(NamedTuple):
+    """What a finished trial says of the landscape: a point and a value to minimise, if any."""
+
+    baseline: bool
+    told: int
+    solution: Solution | None
 
 
 class CmaEsSampler(_GeneSampler):
@@ -77,6 +85,9 @@ class CmaEsSampler(_GeneSampler):
             population=population,
         )
         self._independent = RandomSampler(seed=seed)
+        # Number → a finished trial and what it says, worked out once: a trial that is finished
+        # stays as it is.
+        self._known: dict[int, tuple[FrozenTrial, _Result]] = {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -103,21 +114,31 @@ class CmaEsSampler(_GeneSampler):
         return {name: float(value) for name, value in zip(self._names, mean, strict=True)}
 
     def _start(self, finished: Sequence[FrozenTrial]) -> np.ndarray:
-        baselines = [t for t in finished if t.user_attrs.get(KIND) == BASELINE and self._has(t)]
-        if not baselines:
-            return self._fallback
-        return self._point(max(baselines, key=lambda t: (t.values[0], -t.number)))
+        found = [self._result(trial) for trial in finished]
+        baselines = [result.solution for result in found if result.baseline and result.solution]
+        return min(baselines, key=lambda one: one[1])[0] if baselines else self._fallback
 
     def _solutions(self, finished: Sequence[FrozenTrial]) -> list[Solution]:
-        drawn = [t for t in finished if t.user_attrs.get(KIND) != BASELINE and self._has(t)]
-        drawn.sort(key=lambda t: t.user_attrs.get(TOLD, t.number))
-        return [(self._point(t), -float(t.values[0])) for t in drawn]
+        found = [self._result(trial) for trial in finished]
+        drawn = [result for result in found if result.solution and not result.baseline]
+        drawn.sort(key=lambda result: result.told)
+        return [result.solution for result in drawn if result.solution]
 
-    def _has(self, trial: FrozenTrial) -> bool:
-        return all(name in trial.params for name in self._names)
+    def _result(self, trial: FrozenTrial) -> _Result:
+        known = self._known.get(trial.number)
+        if known is None or known[0] is not trial:
+            known = (trial, self._read(trial))
+            self._known[trial.number] = known
+        return known[1]
 
-    def _point(self, trial: FrozenTrial) -> np.ndarray:
-        return np.array([trial.params[name] for name in self._names])
+    def _read(self, trial: FrozenTrial) -> _Result:
+        params, attributes = trial.params, trial.user_attrs
+        solution = None
+        if all(name in params for name in self._names):
+            point = np.array([params[name] for name in self._names])
+            solution = (point, -float(trial.values[0]))
+        told = attributes.get(TOLD, trial.number)
+        return _Result(attributes.get(KIND) == BASELINE, told, solution)
 
 
 class SeededSampler(_GeneSampler):
