@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.workdir.mkdir(parents=True, exist_ok=True)
     family = ensure_family(options.workdir, options.shape, options.models)
     device = torch.device(options.device)
-    load = _load()
+    before = load()
     live, copies = empty_model(family.shape, device), CopyBandwidth(device, options.copy_bytes)
     results = []
     for method in options.methods:
         print(f"{method} …", file=sys.stderr)
         results.append(_measure(family, method, live, copies, options))
-    conditions = {**_conditions(options, device), "load of the machine": f"{load} … {_load()}"}
+    conditions = {**_conditions(options, device), "load of the machine": f"{before} … {load()}"}
     show(results, conditions)
     if options.json:
         data = {"conditions": conditions, "results": [result.data() for result in results]}
@@ -118,7 +118,7 @@ def _theirs(
 
 def _conditions(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else _processor()
+    name = torch.cuda.get_device_name(device) if cuda else processor()
     millions = options.shape.parameters / 1e6
     return {
         "models": f"a base and {options.models} fine-tuned, {millions:.3g} M parameters each",
@@ -130,7 +130,7 @@ def _conditions(options: argparse.Namespace, device: torch.device) -> dict[str, 
     }
 
 
-def _load() -> str:
+def load() -> str:
     """Processes that want a core, this one too; more than there are cores, and no time is right.
 
     Threads that wait for one another at each operation's end wait for strangers then: merges that
@@ -139,7 +139,7 @@ def _load() -> str:
     return f"{os.getloadavg()[0]:.1f} of {os.cpu_count()}"
 
 
-def _processor() -> str:
+def processor() -> str:
     """What the machine calls its processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -152,19 +152,19 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     presets = ", ".join(PRESETS)
     add("--shape", type=parse_shape, default="350m", help=f"{presets} or layers=…,width=…")
-    add("--models", type=_count, default=3, help="fine-tuned models (3)")
+    add("--models", type=count, default=3, help="fine-tuned models (3)")
     add("--methods", type=_methods, default="dare_ties,ties,della", help="with commas between")
     add("--device", default="cpu", help="cpu (default) or cuda")
-    add("--threads", type=_count, default=torch.get_num_threads(), help="of the CPU; else all")
-    add("--repetitions", type=_count, default=5, help="our candidates after the first one (5)")
-    add("--mergekit-repetitions", type=_count, default=3, help="mergekit's candidates (3)")
+    add("--threads", type=count, default=torch.get_num_threads(), help="of the CPU; else all")
+    add("--repetitions", type=count, default=5, help="our candidates after the first one (5)")
+    add("--mergekit-repetitions", type=count, default=3, help="mergekit's candidates (3)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of mergekit's sums")
     add("--no-mergekit", action="store_true", help="only ours")
     add("--no-memory", action="store_true", help="do not measure the peak memory")
     add("--verify", action="store_true", help="compare both programs' results")
     add("--command", action="store_true", help="time evomerge merge and mergekit-yaml too")
-    add("--command-repetitions", type=_count, default=3, help="of each command (3)")
-    add("--copy-bytes", type=_count, help="of the bandwidth's buffers; else beyond the caches")
+    add("--command-repetitions", type=count, default=3, help="of each command (3)")
+    add("--copy-bytes", type=count, help="of the bandwidth's buffers; else beyond the caches")
     add("--json", type=Path, metavar="FILE", help="write everything there")
     workdir = Path(tempfile.gettempdir()) / "evomerge-benchmarks"
     add("--workdir", type=Path, default=workdir, help=f"where the models are kept ({workdir})")
@@ -174,7 +174,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
