@@ -15,13 +15,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import EvomergeError
-from evomerge.evaluation import Scores
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore
+
+if TYPE_CHECKING:
+    from evomerge.evaluation import Scores
 
 HOPELESS = 8
 """So many trials from the start, all failed, mean that the set-up is wrong, not the candidates."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from evomerge.errors import EvomergeError
-from evomerge.evaluation import Scores
+
+if TYPE_CHECKING:  # a worker begins without the imports that its evaluator needs
+    from evomerge.evaluation import Scores
 
 
 @dataclass(frozen=True)

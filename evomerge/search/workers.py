@@ -254,6 +254,7 @@ def _connect(address: str | None, resources: Resources) -> Any:
     import ray
 
     options: dict[str, Any] = {
+        "address": "local",  # Ray itself would join a cluster that happens to run on this machine
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "include_dashboard": False,
