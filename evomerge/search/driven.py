@@ -14,7 +14,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.sampler import KIND, SEARCH, TOLD
+from evomerge.search.sampler import KIND, SEARCH, TOLD, GeneSampler
 from evomerge.search.tables import TrialTables
 
 _STATES = {
@@ -76,6 +76,11 @@ class DrivenStudy:
             label=attributes.get("label"),
             recipe=attributes.get("recipe"),
         )
+
+    def foresees(self) -> bool:
+        """Whether the next draw is the same whatever the running trials come to."""
+        sampler = self._study.sampler
+        return isinstance(sampler, GeneSampler) and sampler.foresees(self._study)
 
     def tell(self, number: int, facts: Mapping[str, Any], fitness: float | None = None) -> None:
         """A trial's result; without a fitness it has failed."""

@@ -2,9 +2,10 @@
 
 It knows neither models nor Ray: a :class:`Problem` turns genomes into recipes and scores into
 fitness, a pool runs jobs, a store remembers. No worker waits for another: whenever one is free, the
-sampler is asked for the next trial with all the results that are in. Nor does it wait for the
-storage: its result and its next trial are written together while it is at work again, and nobody
-is told of a result before.
+sampler is asked for the next trial with all the results that are in. Where results that are still
+to come change nothing, it is asked before, and the trial waits for its worker. Nor does a worker
+wait for the storage: its result and the next trial are written together while it is at work again,
+and nobody is told of a result before.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class SearchLoop:
         """Take results, give the free workers their next trials, write both, tell."""
         with self._store.batch():
             taken = [self._take(outcome) for outcome in outcomes]
-            while not self._stop.is_set() and pool.busy < pool.size and self._may_start():
+            while not self._stop.is_set() and self._may_start() and self._takes_one(pool):
                 pool.submit(self._start())
         for record in taken:
             self._observer(record, self.progress())
@@ -186,6 +187,14 @@ class SearchLoop:
             return False
         seconds = self._budget.seconds
         return seconds is None or time.monotonic() - self._began < seconds
+
+    def _takes_one(self, pool: Pool) -> bool:
+        """Whether a worker is free, or a trial may wait for one without a change to the study."""
+        if pool.busy < pool.size:
+            return True
+        # Near the end it would wait for its worker while others have nothing left to do.
+        enough = self._budget.trials - self._begun >= pool.size
+        return pool.queues and enough and (bool(self._again) or self._store.foresees())
 
     def _start(self) -> Job:
         if self._again:

@@ -27,7 +27,7 @@ SEARCH = "search"
 TOLD = "told"
 
 
-class _GeneSampler(BaseSampler):
+class GeneSampler(BaseSampler):
     """Draws all the genes of a trial together; baselines bring their own values.
 
     Args:
@@ -42,6 +42,10 @@ class _GeneSampler(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
 
+    def foresees(self, study: optuna.Study) -> bool:
+        """Whether the next draw is the same whatever the running trials come to."""
+        return False
+
 
 class _Result(NamedTuple):
     """What a finished trial says of the landscape: a point and a value to minimise, if any."""
@@ -51,7 +55,7 @@ class _Result(NamedTuple):
     solution: Solution | None
 
 
-class CmaEsSampler(_GeneSampler):
+class CmaEsSampler(GeneSampler):
     """CMA-ES started from the best baseline, fed by every result in the order of arrival.
 
     The state is recomputed from the study's finished trials, so nothing is lost or different after
@@ -98,6 +102,15 @@ class CmaEsSampler(_GeneSampler):
         point = self._replay.ask(self._start(finished), self._solutions(finished), trial.number)
         return {name: float(value) for name, value in zip(self._names, point, strict=True)}
 
+    def foresees(self, study: optuna.Study) -> bool:
+        """Within a generation they change nothing, unless one is a baseline to start from."""
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if any(trial.user_attrs.get(KIND) == BASELINE for trial in running):
+            return False
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        told, population = len(self._solutions(finished)), self._replay.population
+        return told // population == (told + len(running)) // population
+
     def sample_independent(
         self,
         study: optuna.Study,
@@ -141,20 +154,29 @@ class CmaEsSampler(_GeneSampler):
         return _Result(attributes.get(KIND) == BASELINE, told, solution)
 
 
-class SeededSampler(_GeneSampler):
+class SeededSampler(GeneSampler):
     """One of Optuna's samplers, seeded anew for each trial, so that a resumed study goes on alike.
 
     Args:
         distributions: the genes, by name.
         make: builds the inner sampler from a seed.
         seed: of the study.
+        blind: its draws hang on no result.
     """
 
     def __init__(
-        self, distributions: Mapping[str, FloatDistribution], make: Any, *, seed: int
+        self,
+        distributions: Mapping[str, FloatDistribution],
+        make: Any,
+        *,
+        seed: int,
+        blind: bool = False,
     ) -> None:
         super().__init__(distributions)
-        self._make, self._seed = make, seed
+        self._make, self._seed, self._blind = make, seed, blind
+
+    def foresees(self, study: optuna.Study) -> bool:
+        return self._blind
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -198,7 +220,9 @@ def make_sampler(
     if kind == "tpe":
         return SeededSampler(distributions, _tpe, seed=seed)
     if kind == "random":
-        return SeededSampler(distributions, lambda seed: RandomSampler(seed=seed), seed=seed)
+        return SeededSampler(
+            distributions, lambda seed: RandomSampler(seed=seed), seed=seed, blind=True
+        )
     raise ValueError(f"{kind!r} is no sampler; allowed: cmaes, tpe, random")
 
 

@@ -145,6 +145,10 @@ class StudyStore:
         self.save()
         return record
 
+    def foresees(self) -> bool:
+        """Whether the next draw is the same whatever the running trials come to."""
+        return self._searched().foresees()
+
     def interrupted(self, distributions: Mapping[str, FloatDistribution]) -> list[TrialRecord]:
         """The trials that an earlier run had begun: to be run again, under their own numbers.
 

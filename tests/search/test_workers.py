@@ -45,7 +45,7 @@ def run_all(pool: RayPool, jobs: list[Job]) -> dict[int | str, Outcome]:
     waiting, outcomes = list(jobs), {}
     deadline = time.monotonic() + 120
     while len(outcomes) < len(jobs) and time.monotonic() < deadline:
-        while waiting and pool.busy < pool.size:
+        while waiting and (pool.busy < pool.size or pool.queues):
             pool.submit(waiting.pop(0))
         outcomes.update({outcome.job.key: outcome for outcome in pool.wait(1.0)})
     return outcomes
@@ -93,6 +93,13 @@ def test_job_that_kills_every_worker_is_given_up(pool: RayPool, folder: Path) ->
     assert run_all(pool, [job(302)])[302].scores is not None
 
 
+def test_a_job_behind_one_that_kills_is_not_blamed(pool: RayPool, folder: Path) -> None:
+    outcomes = run_all(pool, [job(350, "die"), job(351, "slow"), job(352), job(353)])
+    assert "killed its worker" in (outcomes[350].failure or "")
+    assert all(outcomes[key].scores for key in (351, 352, 353))
+    assert len(list(folder.glob("ran-352-*"))) == 1, "it waited behind the first"
+
+
 def test_exception_is_the_outcomes_reason(pool: RayPool) -> None:
     outcome = run_all(pool, [job(400, "memory")])[400]
     assert outcome.failure == "out of memory: cannot allocate 16 GiB"
@@ -132,6 +139,10 @@ def test_search_survives_dying_workers(pool: RayPool, tmp_path: Path) -> None:
         @property
         def busy(self) -> int:
             return pool.busy
+
+        @property
+        def queues(self) -> bool:
+            return pool.queues
 
         def submit(self, submitted: Job) -> None:
             pool.submit(submitted)
