@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 
 import torch
 
@@ -101,7 +102,7 @@ class Stored:
         Returns:
             Whether it does: not where all is at its place anyway, or where it follows another.
         """
-        if self._at_place or (ahead is not None and self._ahead is not None):
+        if self.at_place or (ahead is not None and self._ahead is not None):
             return False
         self._ahead = ahead
         return True
@@ -148,8 +149,9 @@ class Stored:
         self._kept[name] = tensor if mapped else tensor.to(self._place(name))
         return self._kept[name]
 
-    @property
-    def _at_place(self) -> bool:
+    @cached_property
+    def at_place(self) -> bool:
+        """Whether every tensor is held where it is computed with."""
         if self._residency == "device":
             return True
         return self._residency == "host" and all(
@@ -179,6 +181,9 @@ def read_ahead(
     stored = {one.reference: one for one, _ in origins.values()}
     for one in stored.values():
         one.check_unchanged()
+    if all(one.at_place for one in stored.values()):
+        yield  # at every candidate of a search: planning what to read took as long as a small merge
+        return
     rounds = [[origins[key][1] for key in _inputs(spec) if key in origins] for spec in specs]
     ahead = ReadAhead(
         [key for one in rounds for key in one],

@@ -10,7 +10,10 @@ from evomerge.search.loop import Progress
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore
 
-_PAUSE = 2.0  # seconds between two writings of the table, which grows with the study
+_PAUSE = 2.0
+"""Seconds between two writings of the table, at least."""
+_SHARE = 0.01
+"""Of the driver's time goes into them, at most: the table grows with the study."""
 
 
 class StudyFiles:
@@ -24,7 +27,7 @@ class StudyFiles:
     def __init__(self, folder: StudyFolder, store: StudyStore) -> None:
         self._folder, self._store = folder, store
         self._best: int | None = None
-        self._written = 0.0
+        self._due = 0.0
 
     def update(self, progress: Progress) -> None:
         """Write what a finished trial has changed."""
@@ -32,7 +35,7 @@ class StudyFiles:
         if best is not None and best.number != self._best:
             write_best(self._folder, best, self._store.name)
             self._best = best.number
-        if time.monotonic() - self._written >= _PAUSE:
+        if time.monotonic() >= self._due:
             self._write_trials()
 
     def finish(self, progress: Progress) -> None:
@@ -44,8 +47,10 @@ class StudyFiles:
             write_json(self._folder.held_out, verdict.to_json())
 
     def _write_trials(self) -> None:
+        began = time.monotonic()
         write_trials(self._folder, StudyReport(self._store))
-        self._written = time.monotonic()
+        now = time.monotonic()
+        self._due = now + max(_PAUSE, (now - began) / _SHARE)
 
 
 def write_best(folder: StudyFolder, trial: TrialRecord, study: str) -> None:

@@ -2,7 +2,10 @@
 
 It knows neither models nor Ray: a :class:`Problem` turns genomes into recipes and scores into
 fitness, a pool runs jobs, a store remembers. No worker waits for another: whenever one is free, the
-sampler is asked for the next trial with all the results that are in.
+sampler is asked for the next trial with all the results that are in. Where results that are still
+to come change nothing, it is asked before, and the trial waits for its worker. Nor does a worker
+wait for the storage: its result and the next trial are written together while it is at work again,
+and nobody is told of a result before.
 """
 
 from __future__ import annotations
@@ -11,15 +14,17 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import EvomergeError
-from evomerge.evaluation import Scores
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore
+
+if TYPE_CHECKING:
+    from evomerge.evaluation import Scores
 
 HOPELESS = 8
 """So many trials from the start, all failed, mean that the set-up is wrong, not the candidates."""
@@ -124,14 +129,19 @@ class SearchLoop:
         self._budget, self._observer = budget, observer
         self._stop = stop or threading.Event()
         self._running: dict[int, TrialRecord] = {}
-        self._records = {record.number: record for record in store.records() if record.finished}
+        self._again: deque[TrialRecord] = deque()
+        self._begun = self._finished = self._failed = self._finished_here = 0
+        self._best: TrialRecord | None = None
+        self._best_baseline: TrialRecord | None = None
+        for record in store.records():
+            if record.finished:
+                self._count(record)
         self._began = time.monotonic()
-        self._finished_here = 0
 
     @property
     def has_work(self) -> bool:
         """Whether the budget leaves anything to do."""
-        return len(self._records) < self._budget.trials
+        return self._finished < self._budget.trials
 
     def run(self, pool: Pool) -> Progress:
         """Search with these workers until the budget is spent.
@@ -141,45 +151,72 @@ class SearchLoop:
             StudyError: the storage cannot be written; what was told before is kept.
         """
         self._began = time.monotonic()
-        again = deque(self._store.interrupted(self._problem.distributions))
-        while not self._stop.is_set():
-            while pool.busy < pool.size and (again or self._may_start()):
-                pool.submit(self._start(again.popleft() if again else None))
-            if pool.busy == 0:
-                break
+        self._again.extend(self._store.interrupted(self._problem.distributions))
+        self._begun = self._finished + len(self._again)
+        outcomes: list[Outcome] = []
+        while True:
+            self._go_on(pool, outcomes)
+            if self._stop.is_set() or pool.busy == 0:
+                return self.progress()
             outcomes = pool.wait(_PATIENCE)
-            for outcome in outcomes:
-                self._finish(outcome)
             if not outcomes:
                 self._observer(None, self.progress())
-        return self.progress()
 
     def progress(self) -> Progress:
         """Where the search stands now."""
-        complete = [r for r in self._records.values() if r.state == "complete"]
         elapsed = time.monotonic() - self._began
         return Progress(
-            finished=len(self._records),
+            finished=self._finished,
             total=self._budget.trials,
-            best=best_of(complete),
-            best_baseline=best_of([r for r in complete if r.kind == "baseline"]),
+            best=self._best,
+            best_baseline=self._best_baseline,
             elapsed=elapsed,
             remaining=self._remaining(elapsed),
         )
 
+    def _go_on(self, pool: Pool, outcomes: Sequence[Outcome]) -> None:
+        """Take results, give the free workers their next trials, write both, tell."""
+        with self._store.batch():
+            taken = [self._take(outcome) for outcome in outcomes]
+            while not self._stop.is_set() and self._may_start() and self._takes_one(pool):
+                pool.submit(self._start())
+        for record in taken:
+            self._observer(record, self.progress())
+        if taken and self._hopeless:
+            raise SearchError(
+                f"all of the first {self._failed} trials failed, so the search is given up. "
+                f"The last reason: {taken[-1].failure}\n{outcomes[-1].detail}".rstrip()
+            )
+
     def _may_start(self) -> bool:
-        if len(self._records) + len(self._running) >= self._budget.trials:
+        if self._hopeless:
+            return False
+        if self._again:
+            return True
+        if self._begun >= self._budget.trials:
             return False
         seconds = self._budget.seconds
         return seconds is None or time.monotonic() - self._began < seconds
 
-    def _start(self, record: TrialRecord | None) -> Job:
-        record = record or self._store.ask(self._problem.distributions)
+    def _takes_one(self, pool: Pool) -> bool:
+        """Whether a worker is free, or a trial may wait for one without a change to the study."""
+        if pool.busy < pool.size:
+            return True
+        # Near the end it would wait for its worker while others have nothing left to do.
+        enough = self._budget.trials - self._begun >= pool.size
+        return pool.queues and enough and (bool(self._again) or self._store.foresees())
+
+    def _start(self) -> Job:
+        if self._again:
+            record = self._again.popleft()
+        else:
+            record = self._store.ask(self._problem.distributions)
+            self._begun += 1
         recipe = record.recipe or self._problem.recipe(record.genome)
         self._running[record.number] = record
         return Job(record.number, recipe)
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _take(self, outcome: Outcome) -> TrialRecord:
         record = self._running.pop(int(outcome.job.key))
         seconds = {name: round(value, 4) for name, value in outcome.seconds.items()}
         facts: dict[str, Any] = {"recipe": outcome.job.recipe, "seconds": seconds}
@@ -203,10 +240,17 @@ class SearchLoop:
             seconds=seconds,
             failure=reason,
         )
-        self._records[done.number] = done
+        self._count(done)
         self._finished_here += 1
-        self._observer(done, self.progress())
-        self._check_hope(outcome)
+        return done
+
+    def _count(self, record: TrialRecord) -> None:
+        self._finished += 1
+        self._failed += record.state == "failed"
+        if record.state == "complete":
+            self._best = _fitter(self._best, record)
+            if record.kind == "baseline":
+                self._best_baseline = _fitter(self._best_baseline, record)
 
     def _judge(self, outcome: Outcome) -> tuple[float, str | None]:
         """The fitness, or the reason why there is none."""
@@ -217,29 +261,29 @@ class SearchLoop:
             return math.nan, f"the fitness is {fitness}, not a finite number"
         return fitness, None
 
-    def _check_hope(self, outcome: Outcome) -> None:
-        failed = [record for record in self._records.values() if record.state == "failed"]
-        if len(failed) < HOPELESS or len(failed) < len(self._records):
-            return
-        raise SearchError(
-            f"all of the first {len(failed)} trials failed, so the search is given up. "
-            f"The last reason: {outcome.failure or failed[-1].failure}\n{outcome.detail}".rstrip()
-        )
+    @property
+    def _hopeless(self) -> bool:
+        tried = self._finished_here > 0  # going on with a study, at least one more is
+        return tried and self._failed >= HOPELESS and self._failed == self._finished
 
     def _remaining(self, elapsed: float) -> float | None:
         if not self._finished_here:
             return None
-        left = self._budget.trials - len(self._records)
+        left = self._budget.trials - self._finished
         by_trials = elapsed / self._finished_here * max(left, 0)
         if self._budget.seconds is None:
             return by_trials
         return min(by_trials, max(self._budget.seconds - elapsed, 0.0))
 
 
-def best_of(records: list[TrialRecord]) -> TrialRecord | None:
+def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The fittest; the earlier one of two that are equally fit."""
     fit = [record for record in records if record.fitness is not None]
     return max(fit, key=lambda record: (record.fitness, -record.number), default=None)
+
+
+def _fitter(best: TrialRecord | None, record: TrialRecord) -> TrialRecord | None:
+    return best_of([record] if best is None else [best, record])
 
 
 def summary(scores: Scores) -> dict[str, dict[str, list[float | None]]]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from evomerge.errors import EvomergeError
-from evomerge.evaluation import Scores
+
+if TYPE_CHECKING:  # a worker begins without the imports that its evaluator needs
+    from evomerge.evaluation import Scores
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,25 @@ class Evaluator(Protocol):
 
 
 class Pool(Protocol):
-    """Workers that take jobs one at a time."""
+    """Workers that do jobs one at a time."""
 
     @property
     def size(self) -> int:
-        """How many jobs can run at once."""
+        """How many workers there are."""
         ...
 
     @property
     def busy(self) -> int:
-        """How many jobs are running."""
+        """How many of them have a job."""
+        ...
+
+    @property
+    def queues(self) -> bool:
+        """Whether a job may wait behind one that is running, so that its worker need not wait."""
         ...
 
     def submit(self, job: Job) -> None:
-        """Start a job on a free worker. Only while ``busy < size``."""
+        """Give a job to a free worker, or to wait. Only while ``busy < size`` or ``queues``."""
         ...
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -126,6 +133,7 @@ class LocalPool:
     """
 
     size = 1
+    queues = False
 
     def __init__(self, make: Callable[[], Evaluator]) -> None:
         self._make = make

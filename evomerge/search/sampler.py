@@ -11,7 +11,7 @@ does none of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -27,7 +27,7 @@ SEARCH = "search"
 TOLD = "told"
 
 
-class _GeneSampler(BaseSampler):
+class GeneSampler(BaseSampler):
     """Draws all the genes of a trial together; baselines bring their own values.
 
     Args:
@@ -42,8 +42,20 @@ class _GeneSampler(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
 
+    def foresees(self, study: optuna.Study) -> bool:
+        """Whether the next draw is the same whatever the running trials come to."""
+        return False
 
-class CmaEsSampler(_GeneSampler):
+
+class _Result(NamedTuple):
+    """What a finished trial says of the landscape: a point and a value to minimise, if any."""
+
+    baseline: bool
+    told: int
+    solution: Solution | None
+
+
+class CmaEsSampler(GeneSampler):
     """CMA-ES started from the best baseline, fed by every result in the order of arrival.
 
     The state is recomputed from the study's finished trials, so nothing is lost or different after
@@ -77,6 +89,9 @@ class CmaEsSampler(_GeneSampler):
             population=population,
         )
         self._independent = RandomSampler(seed=seed)
+        # Number → a finished trial and what it says, worked out once: a trial that is finished
+        # stays as it is.
+        self._known: dict[int, tuple[FrozenTrial, _Result]] = {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -86,6 +101,15 @@ class CmaEsSampler(_GeneSampler):
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         point = self._replay.ask(self._start(finished), self._solutions(finished), trial.number)
         return {name: float(value) for name, value in zip(self._names, point, strict=True)}
+
+    def foresees(self, study: optuna.Study) -> bool:
+        """Within a generation they change nothing, unless one is a baseline to start from."""
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if any(trial.user_attrs.get(KIND) == BASELINE for trial in running):
+            return False
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        told, population = len(self._solutions(finished)), self._replay.population
+        return told // population == (told + len(running)) // population
 
     def sample_independent(
         self,
@@ -103,37 +127,56 @@ class CmaEsSampler(_GeneSampler):
         return {name: float(value) for name, value in zip(self._names, mean, strict=True)}
 
     def _start(self, finished: Sequence[FrozenTrial]) -> np.ndarray:
-        baselines = [t for t in finished if t.user_attrs.get(KIND) == BASELINE and self._has(t)]
-        if not baselines:
-            return self._fallback
-        return self._point(max(baselines, key=lambda t: (t.values[0], -t.number)))
+        found = [self._result(trial) for trial in finished]
+        baselines = [result.solution for result in found if result.baseline and result.solution]
+        return min(baselines, key=lambda one: one[1])[0] if baselines else self._fallback
 
     def _solutions(self, finished: Sequence[FrozenTrial]) -> list[Solution]:
-        drawn = [t for t in finished if t.user_attrs.get(KIND) != BASELINE and self._has(t)]
-        drawn.sort(key=lambda t: t.user_attrs.get(TOLD, t.number))
-        return [(self._point(t), -float(t.values[0])) for t in drawn]
+        found = [self._result(trial) for trial in finished]
+        drawn = [result for result in found if result.solution and not result.baseline]
+        drawn.sort(key=lambda result: result.told)
+        return [result.solution for result in drawn if result.solution]
 
-    def _has(self, trial: FrozenTrial) -> bool:
-        return all(name in trial.params for name in self._names)
+    def _result(self, trial: FrozenTrial) -> _Result:
+        known = self._known.get(trial.number)
+        if known is None or known[0] is not trial:
+            known = (trial, self._read(trial))
+            self._known[trial.number] = known
+        return known[1]
 
-    def _point(self, trial: FrozenTrial) -> np.ndarray:
-        return np.array([trial.params[name] for name in self._names])
+    def _read(self, trial: FrozenTrial) -> _Result:
+        params, attributes = trial.params, trial.user_attrs
+        solution = None
+        if all(name in params for name in self._names):
+            point = np.array([params[name] for name in self._names])
+            solution = (point, -float(trial.values[0]))
+        told = attributes.get(TOLD, trial.number)
+        return _Result(attributes.get(KIND) == BASELINE, told, solution)
 
 
-class SeededSampler(_GeneSampler):
+class SeededSampler(GeneSampler):
     """One of Optuna's samplers, seeded anew for each trial, so that a resumed study goes on alike.
 
     Args:
         distributions: the genes, by name.
         make: builds the inner sampler from a seed.
         seed: of the study.
+        blind: its draws hang on no result.
     """
 
     def __init__(
-        self, distributions: Mapping[str, FloatDistribution], make: Any, *, seed: int
+        self,
+        distributions: Mapping[str, FloatDistribution],
+        make: Any,
+        *,
+        seed: int,
+        blind: bool = False,
     ) -> None:
         super().__init__(distributions)
-        self._make, self._seed = make, seed
+        self._make, self._seed, self._blind = make, seed, blind
+
+    def foresees(self, study: optuna.Study) -> bool:
+        return self._blind
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -177,7 +220,9 @@ def make_sampler(
     if kind == "tpe":
         return SeededSampler(distributions, _tpe, seed=seed)
     if kind == "random":
-        return SeededSampler(distributions, lambda seed: RandomSampler(seed=seed), seed=seed)
+        return SeededSampler(
+            distributions, lambda seed: RandomSampler(seed=seed), seed=seed, blind=True
+        )
     raise ValueError(f"{kind!r} is no sampler; allowed: cmaes, tpe, random")
 
 

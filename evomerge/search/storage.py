@@ -6,9 +6,9 @@ stands in it, so that a study kept elsewhere (``--storage``) needs nothing else.
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,30 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
-from evomerge.errors import EvomergeError, Fault, StudyError
+from evomerge.errors import StudyError
+from evomerge.search.driven import DrivenStudy, record_of
 from evomerge.search.records import PlannedBaseline, TrialRecord
-from evomerge.search.sampler import BASELINE, KIND, SEARCH, TOLD
-
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.FAIL: "failed",
-    TrialState.PRUNED: "pruned",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
+from evomerge.search.sampler import BASELINE, KIND
+from evomerge.search.tables import TrialTables, engine_options, reading, writing
 
 
 class StudyStore:
-    """A study in an Optuna storage. Open one with :func:`open_store` or :func:`create_store`."""
+    """A study in an Optuna storage. Open one with :func:`open_store` or :func:`create_store`.
+
+    One driver searches a study, so that what it asks and tells is kept in memory, where the sampler
+    looks, and only written to the storage: each call by itself, or those of a :meth:`batch`
+    together.
+    """
 
     def __init__(self, study: optuna.Study, storage: RDBStorage, url: str) -> None:
         self._study, self._storage, self.url = study, storage, url
         self._study_id = storage.get_study_id_from_name(study.study_name)
+        self._sampler: BaseSampler | None = None
+        self._driven: DrivenStudy | None = None
+        self._batches = 0
 
     @property
     def name(self) -> str:
@@ -52,18 +53,59 @@ class StudyStore:
 
     def remember(self, **facts: Any) -> None:
         """Record facts of the study as a whole (JSON values)."""
-        with _writing(self.url):
+        with writing(self.url):
             for key, value in facts.items():
                 self._study.set_user_attr(key, value)
 
     def use(self, sampler: BaseSampler) -> None:
         """Draw candidates from this sampler from now on."""
-        self._study.sampler = sampler
+        self._sampler = sampler
+        self._forget()
 
     def records(self) -> list[TrialRecord]:
         """All the trials, by number."""
-        with _reading(self.url):
-            return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
+        if self._driven is not None:
+            return [record_of(trial) for trial in self._driven.trials()]
+        with reading(self.url):
+            return [record_of(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Write what is asked and told meanwhile at the end, all of it or nothing.
+
+        Raises:
+            StudyError: it cannot be written; :meth:`save` tries again.
+        """
+        self._batches += 1
+        try:
+            yield
+        finally:
+            self._batches -= 1
+            self.save()
+
+    def save(self) -> None:
+        """Write what was asked and told and is not written yet; nothing within a batch."""
+        if self._driven is not None and not self._batches:
+            with writing(self.url):
+                self._driven.save()
+
+    def _searched(self) -> DrivenStudy:
+        if self._driven is None:
+            with reading(self.url):
+                trials = self._study.get_trials(deepcopy=False)
+                unfinished = {
+                    self._identity(trial.number): trial
+                    for trial in trials
+                    if not trial.state.is_finished()
+                }
+                tables = TrialTables(self.url, self._study_id, unfinished)
+            self._driven = DrivenStudy(trials, tables, self._sampler)
+        return self._driven
+
+    def _forget(self) -> None:
+        if self._driven is not None:
+            self._driven.close()
+            self._driven = None
 
     def plan(self, baselines: Iterable[PlannedBaseline]) -> None:
         """Queue the baselines that the study does not have yet.
@@ -71,12 +113,12 @@ class StudyStore:
         Those that are still to be run name the models where they lie now.
         """
         known = {record.label: record for record in self.records() if record.kind == BASELINE}
-        with _writing(self.url):
+        with writing(self.url):
             for baseline in baselines:
                 record = known.get(baseline.label)
                 if record is not None:
                     if not record.finished and record.recipe != baseline.recipe:
-                        self._annotate(record.number, {"recipe": baseline.recipe})
+                        self._annotate(record.number, "recipe", baseline.recipe)
                     continue
                 attributes = {
                     KIND: BASELINE,
@@ -85,31 +127,27 @@ class StudyStore:
                     "in_genome": baseline.genome is not None,
                 }
                 self._study.enqueue_trial(dict(baseline.genome or {}), user_attrs=attributes)
+        self._forget()
+
+    def _annotate(self, number: int, key: str, value: str) -> None:
+        self._storage.set_trial_user_attr(self._identity(number), key, value)
+
+    def _identity(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
     def ask(self, distributions: Mapping[str, FloatDistribution]) -> TrialRecord:
-        """The next trial: a queued baseline if there is one, else a draw of the sampler."""
-        with _writing(self.url):
-            return self._drawn(self._study.ask(), distributions)
+        """The next trial: a queued baseline if there is one, else a draw of the sampler.
 
-    def _drawn(
-        self, trial: optuna.Trial, distributions: Mapping[str, FloatDistribution]
-    ) -> TrialRecord:
-        attributes = trial.user_attrs
-        if attributes.get(KIND) != BASELINE:
-            trial.set_user_attr(KIND, SEARCH)
-        genome = {
-            name: trial.suggest_float(name, gene.low, gene.high)
-            for name, gene in distributions.items()
-            if attributes.get("in_genome", True)
-        }
-        return TrialRecord(
-            number=trial.number,
-            kind=attributes.get(KIND, SEARCH),
-            state="running",
-            genome=genome,
-            label=attributes.get("label"),
-            recipe=attributes.get("recipe"),
-        )
+        Raises:
+            StudyError: the storage cannot be written.
+        """
+        record = self._searched().drawn(None, distributions)
+        self.save()
+        return record
+
+    def foresees(self) -> bool:
+        """Whether the next draw is the same whatever the running trials come to."""
+        return self._searched().foresees()
 
     def interrupted(self, distributions: Mapping[str, FloatDistribution]) -> list[TrialRecord]:
         """The trials that an earlier run had begun: to be run again, under their own numbers.
@@ -118,44 +156,34 @@ class StudyStore:
         seed, the trial's number and the results before it, the trial is the one that it would have
         been.
         """
-        with _writing(self.url):
-            states = (TrialState.RUNNING,)
-            begun = self._study.get_trials(deepcopy=False, states=states)
-            identities = [
-                self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
-                for trial in begun
-            ]
-            return [
-                self._drawn(optuna.Trial(self._study, identity), distributions)
-                for identity in identities
-            ]
+        driven = self._searched()
+        begun = [trial.number for trial in driven.trials((TrialState.RUNNING,))]
+        records = [driven.drawn(number, distributions) for number in begun]
+        self.save()
+        return records
 
     def tell(self, number: int, fitness: float, **facts: Any) -> None:
-        """Record a finished trial. The value is written last: a trial is either whole or not told.
+        """Record a finished trial: a trial is either whole in the storage or not told.
 
         Args:
             number: the trial's.
-            fitness: the value to maximise.
+            fitness: the value to maximise, finite.
             facts: ``recipe``, ``scores``, ``seconds``: what :class:`TrialRecord` keeps.
+
+        Raises:
+            StudyError: the storage cannot be written.
         """
-        with _writing(self.url):
-            self._annotate(number, {**facts, TOLD: self._next_told()})
-            self._study.tell(number, fitness)
+        self._searched().tell(number, facts, fitness)
+        self.save()
 
     def fail(self, number: int, reason: str, **facts: Any) -> None:
-        """Record a trial as failed, with its reason."""
-        with _writing(self.url):
-            self._annotate(number, {**facts, "failure": reason, TOLD: self._next_told()})
-            self._study.tell(number, state=TrialState.FAIL)
+        """Record a trial as failed, with its reason.
 
-    def _next_told(self) -> int:
-        trials = self._study.get_trials(deepcopy=False)
-        return 1 + max((t.user_attrs.get(TOLD, -1) for t in trials), default=-1)
-
-    def _annotate(self, number: int, facts: Mapping[str, Any]) -> None:
-        trial = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        for key, value in facts.items():
-            self._storage.set_trial_user_attr(trial, key, value)
+        Raises:
+            StudyError: the storage cannot be written.
+        """
+        self._searched().tell(number, {**facts, "failure": reason})
+        self.save()
 
 
 def create_store(name: str, url: str) -> StudyStore:
@@ -165,7 +193,7 @@ def create_store(name: str, url: str) -> StudyStore:
         StudyError: the storage cannot be opened or written.
     """
     storage = _storage(url)
-    with _writing(url):
+    with writing(url):
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -184,7 +212,7 @@ def open_store(name: str, url: str) -> StudyStore:
     """
     _refuse_missing_file(url)
     storage = _storage(url)
-    with _reading(url):
+    with reading(url):
         names = optuna.get_all_study_names(storage)
         if name not in names:
             known = ", ".join(sorted(names)) or "none"
@@ -195,7 +223,7 @@ def open_store(name: str, url: str) -> StudyStore:
 
 def _refuse_missing_file(url: str) -> None:
     # SQLite would make an empty database of a misspelt name.
-    with _reading(url):
+    with reading(url):
         place = make_url(url)
     file = place.database
     named = file and not file.startswith((":memory:", "file:"))
@@ -206,7 +234,7 @@ def _refuse_missing_file(url: str) -> None:
 def rename_study(name: str, to: str, url: str) -> None:
     """Give a study another name in its storage; its trials go with it."""
     storage = _storage(url)
-    with _writing(url):
+    with writing(url):
         optuna.copy_study(
             from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=to
         )
@@ -215,13 +243,13 @@ def rename_study(name: str, to: str, url: str) -> None:
 
 def delete_study(name: str, url: str) -> None:
     """Remove a study from its storage."""
-    with _writing(url):
+    with writing(url):
         optuna.delete_study(study_name=name, storage=_storage(url))
 
 
 def study_names(url: str) -> list[str]:
     """The names of a storage's studies, sorted."""
-    with _reading(url):
+    with reading(url):
         return sorted(optuna.get_all_study_names(_storage(url)))
 
 
@@ -242,55 +270,5 @@ def quiet() -> None:
 
 
 def _storage(url: str) -> RDBStorage:
-    # SQLite waits for its lock instead of failing when the dashboard reads.
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    with _reading(url):
-        return RDBStorage(url, engine_kwargs=options)
-
-
-class _reading:
-    """Turn a storage's errors into ours, naming the storage."""
-
-    verb = "cannot be read"
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, problem: BaseException | None, trace: Any) -> None:
-        if isinstance(problem, EvomergeError) or problem is None:
-            return
-        causes = (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, ImportError)
-        if isinstance(problem, causes):
-            cause = problem.__cause__ or problem
-            text = str(getattr(cause, "orig", None) or cause).splitlines()[0]
-            raise StudyError([Fault(self._url, f"{self.verb}: {text}")]) from problem
-
-
-class _writing(_reading):
-    verb = "cannot be written (finished trials are kept; mend it and run the same command to go on)"
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    facts = trial.user_attrs
-    return TrialRecord(
-        number=trial.number,
-        kind=facts.get(KIND, SEARCH),
-        state=_STATES[trial.state],
-        fitness=trial.values[0] if trial.values else None,
-        genome=dict(trial.params),
-        label=facts.get("label"),
-        recipe=facts.get("recipe"),
-        scores=_mapping(facts.get("scores")),
-        seconds=_mapping(facts.get("seconds")),
-        failure=facts.get("failure"),
-        told=facts.get(TOLD),
-    )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, str):
-        return dict(json.loads(value))
-    return dict(value or {})
+    with reading(url):
+        return RDBStorage(url, engine_kwargs=engine_options(url))

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evomerge.errors import EvomergeError, InputError
@@ -66,13 +66,21 @@ class _Worker:
         return replace(attempt(self._evaluator, job), worker=os.getpid())
 
 
-@dataclass
+@dataclass(eq=False)
+class _Task:
+    """A job that was given to a worker; how often, and where Ray will put its outcome."""
+
+    job: Job
+    attempts: int = 1
+    reference: Any = None
+
+
+@dataclass(eq=False)
 class _Slot:
-    """One worker and what it is doing; ``pid`` is known once it has started."""
+    """One worker and its tasks, in the order in which it does them; ``pid`` once it has started."""
 
     actor: Any
-    job: Job | None = None
-    attempts: int = 0
+    tasks: list[_Task] = field(default_factory=list)
     pid: int | None = None
 
 
@@ -96,10 +104,10 @@ class RayPool:
         self._make, self._resources, self._address = make, resources, address
         self._ray = _connect(address, resources)
         self._running: dict[Any, _Slot] = {}
+        self._slots: list[_Slot] = []
         try:
             self._check_room()
             workers = resources.workers or self._room()
-            self._slots: list[_Slot] = []
             self._starting = self._begin(workers)
             self._await_first()
         except BaseException:
@@ -118,7 +126,11 @@ class RayPool:
 
     @property
     def busy(self) -> int:
-        return len(self._running)
+        return sum(1 for slot in self._slots if slot.tasks)
+
+    @property
+    def queues(self) -> bool:
+        return any(len(slot.tasks) < 2 for slot in self._slots)
 
     @property
     def processes(self) -> list[int]:
@@ -126,9 +138,9 @@ class RayPool:
         return [slot.pid for slot in self._slots if slot.pid is not None]
 
     def submit(self, job: Job) -> None:
-        slot = next(slot for slot in self._slots if slot.job is None)
-        slot.job, slot.attempts = job, 1
-        self._dispatch(slot)
+        slot = min(self._slots, key=lambda slot: len(slot.tasks))
+        slot.tasks.append(_Task(job))
+        self._dispatch(slot, slot.tasks[-1])
 
     def wait(self, timeout: float) -> list[Outcome]:
         if not self._running:
@@ -138,42 +150,43 @@ class RayPool:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def close(self) -> None:
-        self._running = {}
+        self._running, self._slots = {}, []
         self._ray.shutdown()
 
     def _collect(self, reference: Any) -> Outcome | None:
-        slot = self._running.pop(reference)
-        job = slot.job
-        assert job is not None  # for the type checker: a running slot has a job
+        """The outcome of a worker's first task, which is done before the others."""
+        slot = self._running[reference]
+        task = slot.tasks[0]
+        del self._running[task.reference]
         try:
-            outcome: Outcome = self._ray.get(reference)
+            outcome: Outcome = self._ray.get(task.reference)
         except self._ray.exceptions.RayTaskError as problem:
-            outcome = Outcome(job, failure=f"worker failed: {problem.cause!r}", poisoned=True)
+            failure = f"worker failed: {problem.cause!r}"
+            outcome = Outcome(task.job, failure=failure, poisoned=True)
         except self._ray.exceptions.RayError as problem:
             return self._replace(slot, problem)
         slot.pid = outcome.worker
+        slot.tasks.remove(task)
         if outcome.poisoned:
             self._respawn(slot)
-        slot.job = None
         return outcome
 
     def _replace(self, slot: _Slot, problem: Exception) -> Outcome | None:
         """A new worker for one that died; its job runs again unless it has killed too many."""
-        job = slot.job
-        assert job is not None  # for the type checker: see _collect
+        task, outcome = slot.tasks[0], None
         cause = str(problem).strip().splitlines()[0]
-        _log.warning("worker %s died during %s (%s); it is replaced", slot.pid, job.key, cause)
+        _log.warning("worker %s died during %s (%s); it is replaced", slot.pid, task.job.key, cause)
+        if task.attempts < ATTEMPTS:
+            task.attempts += 1
+        else:
+            reason = f"killed its worker {ATTEMPTS} times (out of memory?): {cause}"
+            outcome = Outcome(slot.tasks.pop(0).job, failure=reason)
         self._respawn(slot)
-        if slot.attempts < ATTEMPTS:
-            slot.attempts += 1
-            self._dispatch(slot)
-            return None
-        slot.job = None
-        reason = f"killed its worker {ATTEMPTS} times (out of memory?): {cause}"
-        return Outcome(job, failure=reason)
+        return outcome
 
-    def _dispatch(self, slot: _Slot) -> None:
-        self._running[slot.actor.run.remote(slot.job)] = slot
+    def _dispatch(self, slot: _Slot, task: _Task) -> None:
+        task.reference = slot.actor.run.remote(task.job)
+        self._running[task.reference] = slot
 
     def _spawn(self) -> Any:
         options = {
@@ -187,6 +200,9 @@ class RayPool:
     def _respawn(self, slot: _Slot) -> None:
         self._ray.kill(slot.actor)
         slot.actor, slot.pid = self._spawn(), None
+        for task in slot.tasks:
+            self._running.pop(task.reference, None)
+            self._dispatch(slot, task)
 
     def _begin(self, workers: int) -> dict[Any, _Slot]:
         slots = [_Slot(self._spawn()) for _ in range(workers)]
@@ -254,6 +270,7 @@ def _connect(address: str | None, resources: Resources) -> Any:
     import ray
 
     options: dict[str, Any] = {
+        "address": "local",  # Ray itself would join a cluster that happens to run on this machine
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "include_dashboard": False,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.distributions import FloatDistribution
-from sqlalchemy import event
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Engine, event
 
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.sampler import make_sampler
@@ -16,10 +17,6 @@ from evomerge.search.storage import StudyStore, create_store
 
 GENES = {f"weight/{i}": FloatDistribution(0.0, 1.0) for i in range(3)}
 TRIALS = 9
-
-
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches kill -9."""
 
 
 def opened(path: Path, kind: str) -> StudyStore:
@@ -34,12 +31,34 @@ def opened(path: Path, kind: str) -> StudyStore:
 def search(store: StudyStore) -> None:
     """A search with one worker, in the loop's order of calls."""
     again = store.interrupted(GENES)
+    record = None
     while True:
-        finished = sum(record.finished for record in store.records())
-        if finished >= TRIALS:
-            return
-        record = again.pop(0) if again else store.ask(GENES)
-        store.tell(record.number, -sum((v - 0.7) ** 2 for v in record.genome.values()))
+        with store.batch():
+            if record is not None:
+                store.tell(record.number, -sum((v - 0.7) ** 2 for v in record.genome.values()))
+            if sum(record.finished for record in store.records()) >= TRIALS:
+                return
+            record = again.pop(0) if again else store.ask(GENES)
+
+
+def killed_at_commit(number: int, path: Path, kind: str) -> bool:
+    """A driver of its own, gone at its n-th commit, as by kill -9; False if it came to the end."""
+    commits = iter(range(1, number + 1))
+
+    def commit(_connection: Connection) -> None:
+        if next(commits) == number:
+            os._exit(9)
+
+    def drive() -> None:
+        event.listen(Engine, "commit", commit)
+        search(opened(path, kind))
+        os._exit(0)
+
+    driver = multiprocessing.get_context("fork").Process(target=drive)
+    driver.start()
+    driver.join()
+    assert driver.exitcode in (0, 9)
+    return driver.exitcode == 9
 
 
 def found(store: StudyStore) -> list[Any]:
@@ -47,30 +66,14 @@ def found(store: StudyStore) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", ["cmaes", "tpe", "random"])
-def test_killed_between_any_two_writings(
-    tmp_path: Path, request: pytest.FixtureRequest, kind: str
-) -> None:
+def test_killed_between_any_two_writings(tmp_path: Path, kind: str) -> None:
     whole = opened(tmp_path / "whole.db", kind)
     search(whole)
     assert [record.state for record in whole.records()] == ["complete"] * TRIALS
 
-    left = [0]  # commits until the next death
-
-    def committed(_session: Session) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Killed
-
-    event.listen(Session, "after_commit", committed)
-    request.addfinalizer(lambda: event.remove(Session, "after_commit", committed))
     deaths = 0
-    while True:
-        left[0] = 24 + deaths  # at another place each time; opening the study takes some
-        try:
-            store = opened(tmp_path / "cut.db", kind)
-            search(store)
-            break
-        except Killed:
-            deaths += 1
-    assert deaths >= 5
+    while killed_at_commit(1 + deaths, tmp_path / "cut.db", kind):
+        deaths += 1  # the next one comes a commit further: first while the study is opened
+    assert deaths >= 10
+    store = opened(tmp_path / "cut.db", kind)
     assert found(store) == found(whole)

@@ -9,62 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
-from evomerge.errors import Fault, TaskError
+from evomerge.errors import TaskError
 from evomerge.search.loop import Budget, SearchLoop
-from evomerge.search.pool import Evaluator, Job, Outcome
+from evomerge.search.pool import Job, Outcome
 from evomerge.search.workers import ATTEMPTS, RayPool, Resources, WorkerError
-from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, make_store
+from tests.search.conftest import AnalyticProblem, make_store
+from tests.search.scripted import Die, Height, Make, Refuse
 
 pytestmark = pytest.mark.slow
-
-
-class Scripted(AnalyticEvaluator):
-    """Does what a job's recipe says: dies, hangs on, raises; else scores."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-        (folder / f"started-{os.getpid()}-{time.time_ns()}").touch()
-
-    def run(self, job: Job) -> Outcome:
-        (self._folder / f"ran-{job.key}-{time.time_ns()}-{os.getpid()}").touch()
-        word = job.part
-        if word == "die-once" and len(list(self._folder.glob(f"ran-{job.key}-*"))) == 1:
-            os._exit(1)
-        if word == "die":
-            os._exit(1)
-        if word == "slow":
-            time.sleep(3)
-        if word == "memory":
-            raise MemoryError("cannot allocate 16 GiB")
-        if word == "poison":
-            raise RuntimeError("CUDA error: device-side assert triggered")
-        return super().run(job)
-
-
-class Make:
-    """Builds the scripted evaluator in the worker; pickles."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self) -> Evaluator:
-        return Scripted(self.folder)
-
-
-class Refuse:
-    """Input that is refused while the worker starts."""
-
-    def __call__(self) -> Evaluator:
-        raise TaskError([Fault("space.yaml:3: tasks[0].task", "'arc_esay' is unknown")])
-
-
-class Die:
-    """A worker that is killed while it loads the models."""
-
-    def __call__(self) -> Evaluator:
-        os._exit(1)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +27,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pool(folder: Path) -> Iterator[RayPool]:
-    pool = RayPool(Make(folder), Resources(workers=2))
+def cluster() -> Iterator[str]:
+    """A cluster for all of these, and its address: one of its own costs each pool seconds."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(folder: Path, cluster: str) -> Iterator[RayPool]:
+    pool = RayPool(Make(folder), Resources(workers=2), address=cluster)
     yield pool
     pool.close()
 
@@ -83,7 +45,7 @@ def run_all(pool: RayPool, jobs: list[Job]) -> dict[int | str, Outcome]:
     waiting, outcomes = list(jobs), {}
     deadline = time.monotonic() + 120
     while len(outcomes) < len(jobs) and time.monotonic() < deadline:
-        while waiting and pool.busy < pool.size:
+        while waiting and (pool.busy < pool.size or pool.queues):
             pool.submit(waiting.pop(0))
         outcomes.update({outcome.job.key: outcome for outcome in pool.wait(1.0)})
     return outcomes
@@ -131,6 +93,13 @@ def test_job_that_kills_every_worker_is_given_up(pool: RayPool, folder: Path) ->
     assert run_all(pool, [job(302)])[302].scores is not None
 
 
+def test_a_job_behind_one_that_kills_is_not_blamed(pool: RayPool, folder: Path) -> None:
+    outcomes = run_all(pool, [job(350, "die"), job(351, "slow"), job(352), job(353)])
+    assert "killed its worker" in (outcomes[350].failure or "")
+    assert all(outcomes[key].scores for key in (351, 352, 353))
+    assert len(list(folder.glob("ran-352-*"))) == 1, "it waited behind the first"
+
+
 def test_exception_is_the_outcomes_reason(pool: RayPool) -> None:
     outcome = run_all(pool, [job(400, "memory")])[400]
     assert outcome.failure == "out of memory: cannot allocate 16 GiB"
@@ -145,9 +114,16 @@ def test_worker_with_a_broken_device_is_replaced(pool: RayPool, folder: Path) ->
     assert len(list(folder.glob("started-*"))) == before + 1
 
 
-def test_search_survives_dying_workers(
-    pool: RayPool, tmp_path: Path, problem: AnalyticProblem
-) -> None:
+class Heights(AnalyticProblem):
+    """The fitness is the height that the scripted evaluator found."""
+
+    def fitness(self, scores: object) -> float:
+        assert isinstance(scores, Height)
+        return scores.value
+
+
+def test_search_survives_dying_workers(pool: RayPool, tmp_path: Path) -> None:
+    problem = Heights()
     store = make_store(tmp_path / "study.db", problem)
     loop = SearchLoop(store, problem, Budget(20))
     pids = iter(sorted(pool.processes))
@@ -163,6 +139,10 @@ def test_search_survives_dying_workers(
         @property
         def busy(self) -> int:
             return pool.busy
+
+        @property
+        def queues(self) -> bool:
+            return pool.queues
 
         def submit(self, submitted: Job) -> None:
             pool.submit(submitted)
@@ -180,15 +160,15 @@ def test_search_survives_dying_workers(
     assert [record.state for record in store.records()] == ["complete"] * 20
 
 
-def test_input_that_a_worker_refuses_arrives_as_it_is(pool: RayPool) -> None:
+def test_input_that_a_worker_refuses_arrives_as_it_is(pool: RayPool, cluster: str) -> None:
     pool.close()
     with pytest.raises(TaskError, match=r"space.yaml:3: .*'arc_esay' is unknown"):
-        RayPool(Refuse(), Resources(workers=1))
+        RayPool(Refuse(), Resources(workers=1), address=cluster)
 
 
-def test_worker_that_dies_while_it_starts_is_told() -> None:
+def test_worker_that_dies_while_it_starts_is_told(cluster: str) -> None:
     with pytest.raises(WorkerError, match=r"died while it loaded the models.*--workers"):
-        RayPool(Die(), Resources(workers=1))
+        RayPool(Die(), Resources(workers=1), address=cluster)
 
 
 def test_cluster_that_is_not_there_is_told() -> None:
@@ -196,7 +176,8 @@ def test_cluster_that_is_not_there_is_told() -> None:
         RayPool(Refuse(), Resources(workers=1), address="127.0.0.1:1")
 
 
-def test_more_gpus_than_there_are_is_told_at_once() -> None:
+def test_more_gpus_than_there_are_is_told_at_once(cluster: str) -> None:
+    """On this machine, though a cluster runs there that nobody has named."""
     import torch
 
     count = torch.cuda.device_count()

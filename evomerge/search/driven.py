@@ -1,0 +1,130 @@
+"""A study as its only driver knows it: in memory, where the sampler looks, and in the tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.search.records import TrialRecord
+from evomerge.search.sampler import KIND, SEARCH, TOLD, GeneSampler
+from evomerge.search.tables import TrialTables
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+class DrivenStudy:
+    """What is asked and told, known at once and written when it is saved.
+
+    Args:
+        trials: what the storage holds.
+        tables: where it is written.
+        sampler: draws candidates.
+    """
+
+    def __init__(
+        self, trials: Sequence[FrozenTrial], tables: TrialTables, sampler: BaseSampler | None
+    ) -> None:
+        self._storage, self._tables = InMemoryStorage(), tables
+        self._study = optuna.create_study(
+            storage=self._storage,
+            study_name="searched",
+            direction="maximize",
+            sampler=sampler or optuna.samplers.RandomSampler(seed=0),
+        )
+        self._study_id = self._storage.get_study_id_from_name("searched")
+        self._study.add_trials(trials)
+        self._told = 1 + max((trial.user_attrs.get(TOLD, -1) for trial in trials), default=-1)
+        self._unsaved: dict[int, None] = {}
+
+    def trials(self, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=states)
+
+    def drawn(
+        self, number: int | None, distributions: Mapping[str, FloatDistribution]
+    ) -> TrialRecord:
+        """The next trial (None), or one that was begun, with all its genes."""
+        begun = None if number is None else optuna.Trial(self._study, self._identity(number))
+        trial = begun or self._study.ask()
+        self._unsaved[trial.number] = None
+        attributes = trial.user_attrs
+        if KIND not in attributes:
+            trial.set_user_attr(KIND, SEARCH)
+        genome = {
+            name: trial.suggest_float(name, gene.low, gene.high)
+            for name, gene in distributions.items()
+            if attributes.get("in_genome", True)
+        }
+        return TrialRecord(
+            number=trial.number,
+            kind=attributes.get(KIND, SEARCH),
+            state="running",
+            genome=genome,
+            label=attributes.get("label"),
+            recipe=attributes.get("recipe"),
+        )
+
+    def foresees(self) -> bool:
+        """Whether the next draw is the same whatever the running trials come to."""
+        sampler = self._study.sampler
+        return isinstance(sampler, GeneSampler) and sampler.foresees(self._study)
+
+    def tell(self, number: int, facts: Mapping[str, Any], fitness: float | None = None) -> None:
+        """A trial's result; without a fitness it has failed."""
+        if fitness is not None and not math.isfinite(fitness):
+            raise ValueError(f"trial {number}: the fitness is {fitness}, not a finite number")
+        for key, value in {**facts, TOLD: self._told}.items():
+            self._storage.set_trial_user_attr(self._identity(number), key, value)
+        self._told += 1
+        state = TrialState.FAIL if fitness is None else TrialState.COMPLETE
+        self._study.tell(number, fitness, state=state)
+        self._unsaved[number] = None
+
+    def save(self) -> None:
+        """Write what was drawn and told since the last time, in the order of numbers."""
+        if self._unsaved:
+            trials = self.trials()
+            self._tables.write([trials[number] for number in sorted(self._unsaved)])
+            self._unsaved.clear()
+
+    def close(self) -> None:
+        self._tables.close()
+
+    def _identity(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+
+def record_of(trial: FrozenTrial) -> TrialRecord:
+    facts = trial.user_attrs
+    return TrialRecord(
+        number=trial.number,
+        kind=facts.get(KIND, SEARCH),
+        state=_STATES[trial.state],
+        fitness=trial.values[0] if trial.values else None,
+        genome=dict(trial.params),
+        label=facts.get("label"),
+        recipe=facts.get("recipe"),
+        scores=_mapping(facts.get("scores")),
+        seconds=_mapping(facts.get("seconds")),
+        failure=facts.get("failure"),
+        told=facts.get(TOLD),
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        return dict(json.loads(value))
+    return dict(value or {})
