@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.arguments import (
     begun_fingerprints,
+    check_backend,
     check_device,
     model_or_stages,
     read_recipes,
@@ -149,6 +150,7 @@ def search(
     include_path: Sequence[Path] = (),
     fresh: bool = False,
     resources: Mapping[str, float | str | None] | None = None,
+    backend: str | None = None,
     observer: Observer | None = None,
     announce: Callable[[Preparation, StudyReport], None] | None = None,
 ) -> SearchResult:
@@ -166,6 +168,7 @@ def search(
         include_path: further folders of task definitions.
         fresh: begin anew; an earlier study of that name is set aside, not deleted.
         resources: ``cpus``, ``gpus`` and ``residency`` of each worker, instead of the space's.
+        backend: ``hf`` or ``vllm``, instead of the space's.
         observer: is told of each finished trial.
         announce: is called once everything is checked, before the first trial.
 
@@ -181,7 +184,7 @@ def search(
     from evomerge.search.session import Session
     from evomerge.search.workers import RayPool
 
-    space = read_space(space, include_path, seed, resources)
+    space = read_space(space, include_path, seed, resources, backend)
     name = space.name if study is None else study
     folder = study_folder(name)
     prepared = prepare(space)
@@ -226,6 +229,7 @@ def evaluate(
     apply_chat_template: bool = False,
     include_path: Sequence[Path] = (),
     trust_remote_code: bool = False,
+    backend: str = "hf",
 ) -> Scores:
     """Score a model, or the model that a recipe makes, on lm-eval tasks.
 
@@ -240,9 +244,10 @@ def evaluate(
         apply_chat_template: render prompts with the tokenizer's chat template.
         include_path: folders of task definitions.
         trust_remote_code: whether the model may bring its own code.
+        backend: what runs the model: ``hf`` (transformers) or ``vllm``.
 
     Raises:
-        InputError: the model, the recipe or a task is wrong.
+        InputError: the model, the recipe or a task is wrong, or vLLM cannot run it.
         TrialError: the model's answers are no numbers.
     """
     from evomerge.evaluation import Setting, TaskRequest
@@ -260,10 +265,17 @@ def evaluate(
     if dtype is not None and dtype not in DTYPES:
         raise InputError([Fault("dtype", f"{dtype!r}; allowed: {', '.join(DTYPES)}")])
     check_device(device)
+    check_backend(backend)
     setting = Setting(
         apply_chat_template=apply_chat_template,
         include_path=tuple(Path(folder).resolve() for folder in include_path),
     )
+    if backend == "vllm":
+        from evomerge.search.served import score_served, served_model
+
+        source = model_or_stages(model)
+        served = served_model(source, dtype, device, trust_remote_code=trust_remote_code)
+        return score_served(served, requests, setting)
     loaded = live_model(model_or_stages(model), dtype, device, trust_remote_code=trust_remote_code)
     return score(loaded, requests, setting)
 

@@ -27,7 +27,7 @@ from evomerge.merging.placing import Device
 from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
-from evomerge.search.pool import Job, Outcome
+from evomerge.search.pool import Evaluator, Job, Outcome
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,7 @@ class EvaluatorPlan:
         trust_remote_code: whether models may bring their own code.
         vocabulary_of: any of the recipes that are to come (YAML): the live model and the tokenizer
             have the vocabulary that they all ask for. None is the base's.
+        backend: what runs the merged models: ``hf`` or ``vllm``.
     """
 
     base: ModelReference
@@ -69,9 +70,14 @@ class EvaluatorPlan:
     threads: int | None = None
     trust_remote_code: bool = False
     vocabulary_of: str | None = None
+    backend: str = "hf"
 
-    def __call__(self) -> CandidateEvaluator:
+    def __call__(self) -> Evaluator:
         """Build the evaluator; called in the worker's process."""
+        if self.backend == "vllm":
+            from evomerge.search.served import ServedEvaluator
+
+            return ServedEvaluator(self)
         return CandidateEvaluator(self)
 
 
