@@ -17,6 +17,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
@@ -97,7 +98,24 @@ class SharedMemoryTransfer(WeightTransferEngine[Opening, Piece]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        self._refresh_shared()
         self.unfilled = [] if self._abandoned else sorted(self._parameters - self.loaded)
+
+    def _refresh_shared(self) -> None:
+        """Make anew what a layer keeps of a parameter that came in by another layer's name.
+
+        On CPUs an output head that shares its embeddings has a packed copy of them, which vLLM
+        makes again only for layers that tensors came for.
+        """
+        owners: dict[int, list[torch.nn.Module]] = {}
+        for layer in self.model.modules():
+            for parameter in layer.parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(layer)
+        for layers in owners.values():
+            for layer in layers if len(layers) > 1 else ():
+                method = getattr(layer, "quant_method", None)
+                if isinstance(method, QuantizeMethodBase):
+                    method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         """Nothing is held between two updates."""

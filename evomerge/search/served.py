@@ -16,6 +16,7 @@ import torch
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import Fault, RecipeError
 from evomerge.evaluation import Scores, Setting, TaskRequest, build_items, context_length
+from evomerge.evaluation.agreement import check_agreement
 from evomerge.evaluation.pieces import Named
 from evomerge.evaluation.serving import ServedScorer, Server
 from evomerge.evaluation.vllm_server import ServerPlan, VllmServer
@@ -56,7 +57,8 @@ class ServedEvaluator:
     Raises:
         CheckpointError: a model cannot be read.
         TaskError: a task cannot be built, or asks for what servers do not know.
-        InputError: vLLM is missing, or cannot run the model.
+        InputError: vLLM is missing, cannot run the model, or gives it other answers than
+            transformers does.
     """
 
     def __init__(self, plan: EvaluatorPlan, start: Start = VllmServer) -> None:
@@ -83,6 +85,21 @@ class ServedEvaluator:
         self._server = start(whole)
         self._scorers: dict[str, ServedScorer] = {}
         self._scorer("search")
+        if recipes is not None:
+            self._prove(recipes, whole.length)
+
+    def _prove(self, recipes: Sequence[Recipe], length: int) -> None:
+        """Compare the server with a live model of the same recipe, which is then let go."""
+        engine, dtype = self._engine.engine_of(recipes), self._plan.dtype
+        _check(engine, recipes[-1], DTYPES[dtype])
+        live = engine.load_model(dtype=DTYPES[dtype])
+        engine.merge_into(live, recipes[-1])
+        self._load(engine, recipes[-1])
+        check_agreement(self._server, live, dtype, length, str(self._plan.base))
+
+    def _load(self, engine: MergeEngine, recipe: Recipe) -> None:
+        with closing(engine.tensors(recipe)) as tensors:
+            self._server.load(tensors)
 
     def run(self, job: Job) -> Outcome:
         """Merge a job's recipe into the server's model and score it on the part's items.
@@ -96,8 +113,7 @@ class ServedEvaluator:
         began = time.perf_counter()
         engine = self._engine.engine_of(recipes)
         _check(engine, recipes[-1], DTYPES[self._plan.dtype])
-        with closing(engine.tensors(recipes[-1])) as tensors:
-            self._server.load(tensors)
+        self._load(engine, recipes[-1])
         merged = time.perf_counter()
         scores = scorer.score()
         seconds = {"merge": merged - began, "score": time.perf_counter() - merged}
