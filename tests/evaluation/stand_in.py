@@ -6,6 +6,7 @@ prefix until they are dropped (though the weights have changed), an update sessi
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 VERSION = "0.32.0"
+REGISTRY = """
+class ModelRegistry:
+    @staticmethod
+    def get_supported_archs():
+        return {"LlamaForCausalLM", "GPT2LMHeadModel"}
+"""
 
 
 @dataclass
@@ -160,13 +167,14 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, release: str = VERSIO
     (information / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: vllm\nVersion: {release}\n"
     )
+    (folder / "vllm.py").write_text(REGISTRY)
     monkeypatch.syspath_prepend(str(folder))
+    # A process of its own is asked what vLLM knows.
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     module = ModuleType("vllm")
     module.LLM = LLM  # type: ignore[attr-defined]
     module.SamplingParams = SamplingParams  # type: ignore[attr-defined]
-    architectures = {"LlamaForCausalLM", "GPT2LMHeadModel"}
-    registry = SimpleNamespace(get_supported_archs=lambda: architectures)
-    module.ModelRegistry = registry  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(LLM, "started", [])
     return LLM

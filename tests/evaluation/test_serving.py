@@ -55,11 +55,11 @@ def items(folder: TaskFolder, tokenizer: Any) -> ItemSet:
     return items_of(
         folder,
         tokenizer,
-        TaskRequest(worlds.add_choices(folder, "choices"), MetricName("acc_norm")),
-        TaskRequest(worlds.add_one_letter(folder, "letter")),
-        TaskRequest(worlds.add_last_word(folder, "last"), MetricName("perplexity")),
-        TaskRequest(worlds.add_rolling(folder, "rolling"), MetricName("bits_per_byte")),
-        TaskRequest(worlds.add_writing(folder, "writing"), exact),
+        TaskRequest(worlds.add_choices(folder, "choices", count=8), MetricName("acc_norm")),
+        TaskRequest(worlds.add_one_letter(folder, "letter"), items=4),
+        TaskRequest(worlds.add_last_word(folder, "last", count=6), MetricName("perplexity")),
+        TaskRequest(worlds.add_rolling(folder, "rolling", count=3), MetricName("bits_per_byte")),
+        TaskRequest(worlds.add_writing(folder, "writing", count=6), exact),
     )
 
 
@@ -207,6 +207,12 @@ def test_models_that_vllm_does_not_know_are_refused(llms: Any) -> None:
     check_vllm("here", ["LlamaForCausalLM"])
     with pytest.raises(InputError, match=r"here: 'vllm' is refused: .*does not know Strange; use"):
         check_vllm("here", ["Strange"])
+
+
+def test_vllm_that_cannot_be_imported_is_refused_with_the_reason(llms: Any, tmp_path: Path) -> None:
+    (tmp_path / "site" / "vllm.py").write_text("raise RuntimeError('torchvision::nms is missing')")
+    with pytest.raises(InputError, match=r"cannot be imported: RuntimeError: torchvision::nms"):
+        check_vllm("here", ["LlamaForCausalLM"])
 
 
 def test_releases_of_vllm_that_were_not_tried_are_refused(
