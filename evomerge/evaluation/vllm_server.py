@@ -68,18 +68,17 @@ class VllmServer:
     def __init__(self, plan: ServerPlan) -> None:
         self._plan = plan
         self._proved = False
-        self._home = tempfile.TemporaryDirectory(prefix="evomerge-")
-        plan.tokenizer.save_pretrained(self._home.name)
-        # vLLM looks for one wherever it looks for a tokenizer.
-        shutil.copy(plan.folder / "config.json", self._home.name)
         self._generation = _generation(plan)
         try:
-            with _environment(plan):
-                self._llm = _start(plan, self._home.name)
+            # Only for the time of the start: a worker that is killed leaves nothing behind.
+            with tempfile.TemporaryDirectory(prefix="evomerge-") as home, _environment(plan):
+                plan.tokenizer.save_pretrained(home)
+                # vLLM looks for one wherever it looks for a tokenizer.
+                shutil.copy(plan.folder / "config.json", home)
+                self._llm = _start(plan, home)
             # What a kernel refuses (a head's width on CPUs) shows with the first tokens alone.
             self.likelihoods([Ask(tokens=(0, 0), before=1, last=(0,))])
         except Exception as problem:
-            self._home.cleanup()
             told = " ".join(str(problem).split()) or type(problem).__name__
             refused = f"vLLM cannot run this model: {told[:600]} (its log says more)"
             raise InputError([Fault(str(plan.folder), refused)]) from problem
@@ -151,9 +150,8 @@ class VllmServer:
         return [_written(output) for output in outputs]
 
     def close(self) -> None:
-        """End vLLM's processes and remove what was written for them."""
+        """End vLLM's processes."""
         self._llm.llm_engine.engine_core.shutdown()
-        self._home.cleanup()
 
     def _generate(self, inputs: Sequence[tuple[int, ...]], params: list[Any]) -> list[Any]:
         if not inputs:
@@ -213,7 +211,7 @@ def _free_share() -> float:
 @contextmanager
 def _environment(plan: ServerPlan) -> Iterator[None]:
     """Settings that vLLM takes from the environment alone; whatever the user has set holds."""
-    wanted = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    wanted = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     if not plan.gpus:
         # Workers that share a machine must not all be bound to its first cores.
         wanted |= {
