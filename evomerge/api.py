@@ -150,6 +150,7 @@ def search(
     include_path: Sequence[Path] = (),
     fresh: bool = False,
     resources: Mapping[str, float | str | None] | None = None,
+    backend: str | None = None,
     observer: Observer | None = None,
     announce: Callable[[Preparation, StudyReport], None] | None = None,
 ) -> SearchResult:
@@ -167,6 +168,7 @@ def search(
         include_path: further folders of task definitions.
         fresh: begin anew; an earlier study of that name is set aside, not deleted.
         resources: ``cpus``, ``gpus`` and ``residency`` of each worker, instead of the space's.
+        backend: ``hf`` or ``vllm``, instead of the space's.
         observer: is told of each finished trial.
         announce: is called once everything is checked, before the first trial.
 
@@ -184,7 +186,7 @@ def search(
     from evomerge.search.session import Session
     from evomerge.search.workers import RayPool
 
-    space = read_space(space, include_path, seed, resources)
+    space = read_space(space, include_path, seed, resources, backend)
     folder = study_folder(name := space.name if study is None else study)
     prepared = prepare(space)
     share = worker_resources(space, workers)

@@ -26,6 +26,7 @@ def read_space(
     include_path: Sequence[Path] = (),
     seed: int | None = None,
     resources: Mapping[str, float | str | None] | None = None,
+    backend: str | None = None,
 ) -> SearchSpace:
     """A space, read if it is a file, with what the caller says instead of it."""
     from evomerge.space import load_space
@@ -37,8 +38,10 @@ def read_space(
     if include_path:
         folders = tuple(Path(folder).resolve() for folder in include_path)
         changes["include_path"] = (*space.include_path, *folders)
-    if seed is not None:
-        changes["search"] = _updated(space.search, {"seed": seed}, faults)
+    searched = {"seed": seed, "backend": backend}
+    searched = {name: value for name, value in searched.items() if value is not None}
+    if searched:
+        changes["search"] = _updated(space.search, searched, faults)
     given = {name: value for name, value in (resources or {}).items() if value is not None}
     if given:
         changes["resources"] = _updated(space.resources, given, faults)
@@ -73,6 +76,12 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name that no file can have
         return False
+
+
+def check_backend(backend: str) -> None:
+    """Refuse what runs no models."""
+    if backend not in ("hf", "vllm"):
+        raise InputError([Fault("backend", f"{backend!r} is refused; allowed: hf, vllm")])
 
 
 def check_device(device: str | None) -> None:

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.arguments import check_device, model_or_stages, write_new
+from evomerge.arguments import check_backend, check_device, model_or_stages, write_new
 from evomerge.errors import Fault, InputError, TaskError
 
 if TYPE_CHECKING:
     from evomerge.evaluation import TaskRequest
     from evomerge.recipe import Recipe
-    from evomerge.search.assessment import Evaluation
-    from evomerge.search.evaluator import OpenedModel
+    from evomerge.search.assessment import Evaluation, Scorable
 
 
 def evaluate_models(
@@ -36,6 +35,7 @@ def evaluate_models(
     trust_remote_code: bool = False,
     confirm_unsafe: bool = False,
     samples: Path | None = None,
+    backend: str = "hf",
 ) -> list[Evaluation]:
     """Score models on the same items, one after another; nothing is loaded before all is checked.
 
@@ -55,6 +55,7 @@ def evaluate_models(
         trust_remote_code: whether models may bring their own code.
         confirm_unsafe: allow tasks that run the code which the model writes.
         samples: a new file (JSON lines) for the scores of every item.
+        backend: what runs the models: ``hf`` (transformers) or ``vllm``.
 
     Raises:
         InputError: everything that is wrong with models, tasks and options.
@@ -65,7 +66,7 @@ def evaluate_models(
     from evomerge.search.gathering import Faults
 
     faults = Faults()
-    faults.gather(_check, tasks, dtype, device, samples)
+    faults.gather(_check, tasks, dtype, device, samples, backend)
     setting = Setting(
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=fewshot_as_multiturn,
@@ -74,7 +75,7 @@ def evaluate_models(
         confirm_unsafe=confirm_unsafe,
     )
     found = assess(
-        [_finder(model, dtype, device, trust_remote_code) for model in models],
+        [_finder(model, dtype, device, trust_remote_code, backend) for model in models],
         _requests(tasks, metrics, items, num_fewshot, seed),
         setting,
         faults,
@@ -86,7 +87,11 @@ def evaluate_models(
 
 
 def _check(
-    tasks: Sequence[Any], dtype: str | None, device: str | None, samples: Path | None
+    tasks: Sequence[Any],
+    dtype: str | None,
+    device: str | None,
+    samples: Path | None,
+    backend: str,
 ) -> None:
     """Whether the options can be followed at all."""
     from evomerge.merging import DTYPES
@@ -98,6 +103,7 @@ def _check(
     if dtype is not None and dtype not in DTYPES:
         faults.add([Fault("dtype", f"{dtype!r}; allowed: {', '.join(DTYPES)}")], InputError)
     faults.gather(check_device, device)
+    faults.gather(check_backend, backend)
     if samples is not None and samples.exists():
         faults.add([Fault(str(samples), "exists; it is not overwritten")], InputError)
     if samples is not None and not samples.absolute().parent.is_dir():
@@ -126,16 +132,27 @@ def _requests(
 
 
 def _finder(
-    model: str | Path | Recipe, dtype: str | None, device: str | None, trust_remote_code: bool
-) -> Callable[[], OpenedModel]:
+    model: str | Path | Recipe,
+    dtype: str | None,
+    device: str | None,
+    trust_remote_code: bool,
+    backend: str,
+) -> Callable[[], Scorable]:
     """Finds a model when it is called; with a wrong type or device that was told already."""
     from evomerge.merging import DTYPES
     from evomerge.search.evaluator import open_model
 
     known = dtype if dtype in DTYPES else None
-    return lambda: open_model(
-        model_or_stages(model), known, device, trust_remote_code=trust_remote_code
-    )
+
+    def find() -> Scorable:
+        source = model_or_stages(model)
+        if backend == "vllm":
+            from evomerge.search.served import served_model
+
+            return served_model(source, known, device, trust_remote_code=trust_remote_code)
+        return open_model(source, known, device, trust_remote_code=trust_remote_code)
+
+    return find
 
 
 def _sample_lines(

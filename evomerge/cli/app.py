@@ -35,6 +35,9 @@ IncludePath = Annotated[
     typer.Option(help="A folder of lm-eval task definitions; may be given several times."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Backend = Annotated[
+    str | None, typer.Option(help="What runs the merged models: hf, vllm; else the space's.")
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let models bring their own code.")
 ]
@@ -97,6 +100,7 @@ def search(
     residency: Annotated[
         str | None, typer.Option(help="Where models are held: auto, device, host.")
     ] = None,
+    backend: Backend = None,
     include_path: IncludePath = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew; the old study is set aside.")
@@ -115,6 +119,7 @@ def search(
         timeout=timeout,
         ray_address=ray_address,
         resources={"gpus": gpus, "cpus": cpus, "residency": residency},
+        backend=backend,
         include_path=include_path or [],
         fresh=fresh,
     )
@@ -216,6 +221,7 @@ def evaluate(
         str | None, typer.Option(help="float32, bfloat16 or float16; else the checkpoint's.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; else the GPU if any.")] = None,
+    backend: Annotated[str, typer.Option(help="What runs the model: hf, vllm.")] = "hf",
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Render prompts with the chat template.")
     ] = False,
@@ -249,6 +255,7 @@ def evaluate(
         seed=seed,
         dtype=dtype,
         device=device,
+        backend=backend,
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=fewshot_as_multiturn,
         system_instruction=system_instruction,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Protocol
 
 from evomerge.evaluation import (
     Comparison,
     ItemSet,
-    Scorer,
     Scores,
     Setting,
     TaskRequest,
@@ -18,10 +19,35 @@ from evomerge.evaluation import (
     context_length,
 )
 from evomerge.evaluation.tasks import TaskLibrary
-from evomerge.search.evaluator import OpenedModel
 from evomerge.search.gathering import Faults
 
 _RESAMPLES = 1000  # for the standard errors of metrics that are no mean
+
+
+class AnyScorer(Protocol):
+    """Puts fixed items to one model."""
+
+    def score(self, *, bootstrap: int = 0) -> Scores:
+        """The model's scores."""
+        ...
+
+
+class Scorable(Protocol):
+    """A model that was found; nothing of it is loaded yet."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Hugging Face's."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """transformers' configuration."""
+        ...
+
+    def scorer(self, items: ItemSet) -> AbstractContextManager[AnyScorer]:
+        """Its scorer for these items, and the model itself for as long."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +83,7 @@ class Evaluation:
 
 
 def assess(
-    models: Sequence[Callable[[], OpenedModel]],
+    models: Sequence[Callable[[], Scorable]],
     requests: Sequence[TaskRequest],
     setting: Setting,
     faults: Faults,
@@ -88,7 +114,7 @@ def assess(
 
 
 def _items(
-    requests: Sequence[TaskRequest], setting: Setting, every_metric: bool, model: OpenedModel
+    requests: Sequence[TaskRequest], setting: Setting, every_metric: bool, model: Scorable
 ) -> ItemSet:
     return build_items(
         requests,
@@ -107,10 +133,10 @@ def _find_tasks(requests: Sequence[TaskRequest], setting: Setting) -> None:
     faults.check()
 
 
-def _score(model: OpenedModel, items: ItemSet, asked: Sequence[TaskRequest] | None) -> Evaluation:
+def _score(model: Scorable, items: ItemSet, asked: Sequence[TaskRequest] | None) -> Evaluation:
     """Load and score; ``asked`` are the requests for every metric there is, or None."""
-    scorer = Scorer(model.load(), model.tokenizer, items, device=model.device)
-    scores = scorer.score(bootstrap=_RESAMPLES)
+    with model.scorer(items) as scorer:
+        scores = scorer.score(bootstrap=_RESAMPLES)
     requests = items.requests
     if asked is not None:
         requests = tuple(

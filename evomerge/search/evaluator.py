@@ -7,7 +7,8 @@ It knows neither Ray nor Optuna; ``workers`` runs it in an actor. ``open_model``
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from evomerge.merging.placing import Device
 from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
-from evomerge.search.pool import Job, Outcome
+from evomerge.search.pool import Evaluator, Job, Outcome
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,7 @@ class EvaluatorPlan:
         trust_remote_code: whether models may bring their own code.
         vocabulary_of: any of the recipes that are to come (YAML): the live model and the tokenizer
             have the vocabulary that they all ask for. None is the base's.
+        backend: what runs the merged models: ``hf`` or ``vllm``.
     """
 
     base: ModelReference
@@ -67,9 +69,14 @@ class EvaluatorPlan:
     threads: int | None = None
     trust_remote_code: bool = False
     vocabulary_of: str | None = None
+    backend: str = "hf"
 
-    def __call__(self) -> CandidateEvaluator:
+    def __call__(self) -> Evaluator:
         """Build the evaluator; called in the worker's process."""
+        if self.backend == "vllm":
+            from evomerge.search.served import ServedEvaluator
+
+            return ServedEvaluator(self)
         return CandidateEvaluator(self)
 
 
@@ -206,6 +213,11 @@ class OpenedModel:
     config: Any
     device: str
     load: Callable[[], Any]
+
+    @contextmanager
+    def scorer(self, items: ItemSet) -> Iterator[Scorer]:
+        """Its scorer for these items; the weights are read now, and let go of at the end."""
+        yield Scorer(self.load(), self.tokenizer, items, device=self.device)
 
 
 def open_model(

@@ -121,8 +121,10 @@ def reason(problem: BaseException) -> str:
 
 
 def _poisons(problem: BaseException) -> bool:
-    # After a CUDA error other than out of memory, every later call in the process fails too.
-    fatal = type(problem).__name__ == "AcceleratorError" or "CUDA error" in str(problem)
+    # After a CUDA error other than out of memory, every later call in the process fails too; so
+    # it does once vLLM's engine, a process of its own, has died.
+    fatal = type(problem).__name__ in ("AcceleratorError", "EngineDeadError")
+    fatal = fatal or "CUDA error" in str(problem)
     return fatal and type(problem).__name__ != "OutOfMemoryError"
 
 

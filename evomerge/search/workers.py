@@ -20,6 +20,8 @@ from evomerge.search.pool import Evaluator, Job, Outcome, attempt
 ATTEMPTS = 3
 """How many workers one job may kill before it is given up."""
 
+_ENDING_SECONDS = 10.0
+
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -64,6 +66,12 @@ class _Worker:
             self.start()
         assert self._evaluator is not None  # for the type checker: start() has set it
         return replace(attempt(self._evaluator, job), worker=os.getpid())
+
+    def end(self) -> None:
+        """Let go of what a killed process would leave behind (vLLM's processes and memory)."""
+        close = getattr(self._evaluator, "close", None)
+        if close is not None:
+            close()
 
 
 @dataclass(eq=False)
@@ -150,7 +158,12 @@ class RayPool:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def close(self) -> None:
+        # Not where Ray is gone already: the call would start another one.
+        slots = getattr(self, "_slots", []) if self._ray.is_initialized() else []
+        ended = [slot.actor.end.remote() for slot in slots if not slot.tasks]
         self._running, self._slots = {}, []
+        if ended:
+            self._ray.wait(ended, num_returns=len(ended), timeout=_ENDING_SECONDS)
         self._ray.shutdown()
 
     def _collect(self, reference: Any) -> Outcome | None:

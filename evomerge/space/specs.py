@@ -245,6 +245,8 @@ class SearchSettings(Strict):
         sigma: CMA-ES's first standard deviation as a share of a gene's range, in (0, 1].
         population: candidates per generation, at least 2; None leaves it to the sampler.
         random_init: genes begin at random places (seeded), not where the space says.
+        backend: what runs the merged models: ``hf`` (transformers, in the worker) or ``vllm`` (an
+            engine that the worker starts and writes each candidate into; an extra).
     """
 
     sampler: Literal["cmaes", "tpe", "random"] = "cmaes"
@@ -252,6 +254,7 @@ class SearchSettings(Strict):
     sigma: Annotated[Real, Field(gt=0, le=1)] = 0.25
     population: Annotated[StrictInt, Field(ge=2)] | None = None
     random_init: StrictBool = False
+    backend: Literal["hf", "vllm"] = "hf"
 
 
 class ResourceSpec(Strict):
