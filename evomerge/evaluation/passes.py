@@ -11,9 +11,10 @@ import torch
 from evomerge.evaluation.trie import PrefixTree
 
 _SHORTEST, _LONGEST = 64, 512
-_WAY_SHARE = 4
-"""A block has a quarter as many nodes as lie on the way to it: copying the way for every block
-then costs little beside the arithmetic over it."""
+_WAY_SHARE = 2
+"""A block has half as many nodes as lie on the way to it: the way is copied for every block, but
+long blocks spend arithmetic on what they mask. (Five examples before each question, 368 M
+parameters in bfloat16: 4.7 s at a quarter, 4.2 s at a half.)"""
 _LIKE = 256
 """Blocks whose ways differ by less are padded to one length and go into one call."""
 _ALIGNED = 8

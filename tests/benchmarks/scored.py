@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -38,8 +39,9 @@ class Scored:
         preparation: seconds of building the items and planning, once per study.
         ours: seconds of each of our scores.
         theirs: batch size → seconds of each ``simple_evaluate``.
-        work: the process's own seconds of our scores and of lm-eval's best batch size, medians:
-            what a busy machine does not change; None where lm-eval was not run.
+        work: seconds that the processor worked for our scores and for lm-eval's best batch size
+            (medians; programs that they start included), which a busy machine hardly changes;
+            None where lm-eval was not run.
         passes: share of our time that the model's own passes take.
         tokens: that our model was given, padding included.
         least: what the items ask at least.
@@ -165,15 +167,21 @@ def measure(
     )
 
 
+def _worked() -> float:
+    """Seconds that this process and the programs it has started have worked."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def _timed(
     action: Callable[[], object], device: torch.device, repetitions: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds that an action takes, and those that the process works at it."""
+    """Seconds that an action takes, and those that the processor works at it."""
     seconds, work = [], []
     for _ in range(repetitions):
-        began = time.process_time()
+        began = _worked()
         seconds.append(seconds_of(action, device))
-        work.append(time.process_time() - began)
+        work.append(_worked() - began)
     return seconds, work
 
 
