@@ -95,7 +95,7 @@ def nobody(_record: TrialRecord | None, _progress: Progress) -> None:
     """The observer who does not look."""
 
 
-Keeper = Callable[[int, Scores], None]
+Keeper = Callable[[int, "Scores"], None]
 """Called with each successful trial's number and scores before the study is told of it."""
 
 
