@@ -36,7 +36,10 @@ if all(importlib.util.find_spec(name) for name in IFEVAL):
     WRITING["ifeval"] = "prompt_level_strict_acc"
 VARIANTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "as they are": ({**CHOICES, **TEXTS, **WRITING}, {}),
-    "two examples": ({**CHOICES, **TEXTS, "mmlu_social_sciences": "acc"}, {"num_fewshot": 2}),
+    "two examples": (
+        {"arc_challenge": "acc", "winogrande": "acc", "mmlu_social_sciences": "acc", **TEXTS},
+        {"num_fewshot": 2},
+    ),
     "chat": (
         {**CHOICES, **WRITING},
         {

@@ -222,11 +222,13 @@ def test_searching_on_a_benchmark_s_own_documents_is_told(
     (only,) = notes("lambada_openai", split="auto")
     assert "('test')" in only
     assert only.endswith("it has no others, so go by the held-out items alone")
-    # Of twelve tasks one sentence; their data have documents that lm-eval does not name.
-    (group,) = notes("mmlu_social_sciences", split="auto")
-    assert group.startswith("task mmlu_social_sciences: is searched")
-    assert group.endswith("write split: validation")
-    assert notes("mmlu_social_sciences", split="validation") == ()
+    # Of a tag's tasks one sentence; the other is that it has no mean of its own.
+    tag, _ = notes("ai2_arc", split="evaluation")
+    assert tag.startswith("task ai2_arc: is searched on the documents ('test')")
+    # Its data have documents that lm-eval's definition does not name.
+    (subject,) = notes("mmlu_sociology", split="auto")
+    assert subject.endswith("write split: validation")
+    assert notes("mmlu_sociology", split="validation") == ()
     (trained,) = notes("hellaswag", split="auto")
     assert "hellaswag: is searched on its training documents ('train')" in trained
     # Nobody else's benchmark.
