@@ -38,6 +38,14 @@ _IDLE_AT_ONE = {
     "guidance_scale",
 }
 
+_TOKENS = {"cuda": 65536}
+_LEAST_TOKENS, _MOST_TOKENS, _BYTES = 8192, 65536, 1 << 28
+"""On a CPU: keys and values of so many bytes, within these limits.
+
+A pass has a fixed cost: 400 texts of up to 64 tokens (0.3 M parameters) took 1.06 s of a core in 72
+passes, 1.94 s in 322 (8,192 tokens) and 2.25 s in 613 (4,096 tokens).
+"""
+
 _TRIED_TOKENS, _SHARED_TOKENS = 64, 40
 _TRIED_STEPS = 2
 """Texts of so many tokens, which begin alike, are gone on with so far before a way is trusted."""
@@ -122,6 +130,23 @@ class Generator:
             self._device,
             self._pad,
         )
+
+
+def tokens_held(model: Any, device: torch.device) -> int:
+    """How many tokens' keys and values a batch may hold, until memory says otherwise.
+
+    Args:
+        model: small ones hold more, for their texts cost little but the number of passes.
+        device: where it is.
+    """
+    if device.type in _TOKENS:
+        return _TOKENS[device.type]
+    config = model.config.get_text_config(decoder=True)
+    layers, width = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    if not layers or not width:
+        return _LEAST_TOKENS
+    nbytes = 2 * layers * width * next(model.parameters()).element_size()
+    return min(_MOST_TOKENS, max(_LEAST_TOKENS, _BYTES // nbytes))
 
 
 def is_plainly_greedy(rules: Rules, config: GenerationConfig) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
 from evomerge.evaluation.queries import Rules
+
+_KNOWN_ENDS = 1 << 16
+"""Of so many last tokens it is remembered whether they hold a stop text."""
 
 
 class Ending:
@@ -24,13 +28,18 @@ class Ending:
         self._rules = rules
         ending = model.generation_config.eos_token_id
         self._tokens = frozenset(ending if isinstance(ending, list) else [ending])
+        # Texts repeat themselves and one another, and decoding takes longer than looking up.
+        self._known = lru_cache(_KNOWN_ENDS)(self._has_stop)
 
     def stops(self, written: Sequence[int]) -> bool:
         """Whether a stop text has appeared.
 
         lm-eval looks at the last tokens only, special ones included; so does this.
         """
-        text = self._tokenizer.decode(written[-self._rules.lookback :])
+        return self._known(tuple(written[-self._rules.lookback :]))
+
+    def _has_stop(self, tokens: tuple[int, ...]) -> bool:
+        text = self._tokenizer.decode(list(tokens))
         return any(stop in text for stop in self._rules.stop)
 
     def ends(self, written: Sequence[int]) -> bool:
