@@ -10,8 +10,9 @@ does none of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from bisect import bisect
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import optuna
@@ -45,14 +46,6 @@ class GeneSampler(BaseSampler):
     def foresees(self, study: optuna.Study) -> bool:
         """Whether the next draw is the same whatever the running trials come to."""
         return False
-
-
-class _Result(NamedTuple):
-    """What a finished trial says of the landscape: a point and a value to minimise, if any."""
-
-    baseline: bool
-    told: int
-    solution: Solution | None
 
 
 class CmaEsSampler(GeneSampler):
@@ -89,26 +82,24 @@ class CmaEsSampler(GeneSampler):
             population=population,
         )
         self._independent = RandomSampler(seed=seed)
-        # Number → a finished trial and what it says, worked out once: a trial that is finished
-        # stays as it is.
-        self._known: dict[int, tuple[FrozenTrial, _Result]] = {}
+        self._study: optuna.Study | None = None  # the one that was looked at last
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        point = self._replay.ask(self._start(finished), self._solutions(finished), trial.number)
+        self._look(study)
+        point = self._replay.ask(self._start(), self._solutions, trial.number)
         return {name: float(value) for name, value in zip(self._names, point, strict=True)}
 
     def foresees(self, study: optuna.Study) -> bool:
         """Within a generation they change nothing, unless one is a baseline to start from."""
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        trials = self._look(study)
+        running = [trials[n] for n in self._open if trials[n].state == TrialState.RUNNING]
         if any(trial.user_attrs.get(KIND) == BASELINE for trial in running):
             return False
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        told, population = len(self._solutions(finished)), self._replay.population
+        told, population = len(self._solutions), self._replay.population
         return told // population == (told + len(running)) // population
 
     def sample_independent(
@@ -122,36 +113,52 @@ class CmaEsSampler(GeneSampler):
 
     def mean(self, study: optuna.Study) -> dict[str, float]:
         """The mean of the present distribution, gene by gene."""
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        mean = self._replay.mean(self._start(finished), self._solutions(finished))
+        self._look(study)
+        mean = self._replay.mean(self._start(), self._solutions)
         return {name: float(value) for name, value in zip(self._names, mean, strict=True)}
 
-    def _start(self, finished: Sequence[FrozenTrial]) -> np.ndarray:
-        found = [self._result(trial) for trial in finished]
-        baselines = [result.solution for result in found if result.baseline and result.solution]
-        return min(baselines, key=lambda one: one[1])[0] if baselines else self._fallback
+    def solutions(self, study: optuna.Study) -> list[Solution]:
+        """What was drawn and has a result (point, value to minimise), in the order of arrival."""
+        self._look(study)
+        return list(self._solutions)
 
-    def _solutions(self, finished: Sequence[FrozenTrial]) -> list[Solution]:
-        found = [self._result(trial) for trial in finished]
-        drawn = [result for result in found if result.solution and not result.baseline]
-        drawn.sort(key=lambda result: result.told)
-        return [result.solution for result in drawn if result.solution]
+    def _start(self) -> np.ndarray:
+        """The best baseline; the first of those that are equally fit."""
+        if not self._baselines:
+            return self._fallback
+        return min(self._baselines.items(), key=lambda one: (one[1][1], one[0]))[1][0]
 
-    def _result(self, trial: FrozenTrial) -> _Result:
-        known = self._known.get(trial.number)
-        if known is None or known[0] is not trial:
-            known = (trial, self._read(trial))
-            self._known[trial.number] = known
-        return known[1]
+    def _look(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Take in what has come since the last look, however long the study is; all its trials."""
+        if study is not self._study:
+            self._study, self._seen = study, 0
+            self._open: list[int] = []
+            self._arrived: list[tuple[int, int]] = []
+            self._solutions: list[Solution] = []
+            self._baselines: dict[int, Solution] = {}
+        trials = study.get_trials(deepcopy=False)
+        before, self._open = self._open, []
+        for number in (*before, *range(self._seen, len(trials))):
+            if not trials[number].state.is_finished():
+                self._open.append(number)
+            elif trials[number].state == TrialState.COMPLETE:
+                self._take(trials[number])
+        self._seen = len(trials)
+        return trials
 
-    def _read(self, trial: FrozenTrial) -> _Result:
+    def _take(self, trial: FrozenTrial) -> None:
         params, attributes = trial.params, trial.user_attrs
-        solution = None
-        if all(name in params for name in self._names):
-            point = np.array([params[name] for name in self._names])
-            solution = (point, -float(trial.values[0]))
-        told = attributes.get(TOLD, trial.number)
-        return _Result(attributes.get(KIND) == BASELINE, told, solution)
+        if not all(name in params for name in self._names):
+            return
+        point = np.array([params[name] for name in self._names])
+        solution = (point, -float(trial.values[0]))
+        if attributes.get(KIND) == BASELINE:
+            self._baselines[trial.number] = solution
+            return
+        place = (int(attributes.get(TOLD, trial.number)), trial.number)
+        at = bisect(self._arrived, place)
+        self._arrived.insert(at, place)
+        self._solutions.insert(at, solution)
 
 
 class SeededSampler(GeneSampler):

@@ -72,7 +72,7 @@ def test_late_results_are_not_wasted() -> None:
 def test_every_result_moves_the_distribution() -> None:
     study = search(ours(0), workers=16, seed=0, trials=100)
     sampler = ours(0)
-    told = sampler._solutions(study.get_trials())
+    told = sampler.solutions(study)
     assert len(told) == 100
     low, high = np.zeros(8), np.ones(8)
     replay = Replay(low, high, sigma=1 / 6, seed=0)
