@@ -100,6 +100,7 @@ def uniform_bits(stream: Stream, start: int, stop: int, device: torch.device) ->
     return torch.cat(parts)
 
 
+@lru_cache(maxsize=1 << 12)
 def threshold(density: float) -> int:
     """The density that masks are drawn at, in units of 2⁻²⁴; from 1 to 2²⁴.
 
