@@ -12,7 +12,8 @@ import torch
 from torch._inductor.cpp_builder import is_gcc
 
 from evomerge.merging import kernels
-from evomerge.merging.kernels import WHOLE, F, I, Kernel
+from evomerge.merging.entries import F, I
+from evomerge.merging.kernels import WHOLE, Kernel
 
 _LENGTH = 4096  # of the example that the kernel is exported with
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from evomerge.merging.kernels import F, I, Kernel
+from evomerge.merging.entries import F, I
+from evomerge.merging.kernels import Kernel
 from evomerge.merging.parts import Part, Sparsified, name_of
 from evomerge.merging.programs import Programs
 from evomerge.merging.sparsifying import sparsify

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Literal
 
 import torch
+
+from evomerge.merging.entries import F, I
 
 GOLDEN = 0x9E3779B1 - (1 << 32)
 """2³²/φ, odd: multiplied by it, neighbouring counters differ in their high bits too."""
@@ -36,34 +37,6 @@ FIRST_BIN = 139 << 10
 """What a density in units of 2⁻²⁴, as float32 bits without the 13 lowest, is in the bin above 0."""
 
 Keep = Literal["all", "random", "ranked", "largest", "band", "bits"]
-
-
-class F(IntEnum):
-    """Rows of ``floats``."""
-
-    COEFFICIENT = 0  # what a kept element is multiplied by: weight × rescale …
-    WEIGHT = 1  # what an agreeing model adds to the divisor
-    LIMIT = 2  # the smallest magnitude that is kept, up to the element ints' LAST
-    OUTLIER = 3  # the smallest magnitude that is an outlier, and removed; the same
-    UNIT = 4  # a power of two: sums are of integers, |δ| × unit rounded
-    RESCALE = 5  # of kept elements, where the fine-tuned weights themselves are masked
-    SHARED = 6  # column 0: λ
-    LATER = 7  # LIMIT, for the elements behind LAST
-    OUTLIER_LATER = 8  # OUTLIER, for those behind OUTLIER_LAST
-
-
-class I(IntEnum):  # noqa: E742 - beside F, as the tables are beside each other
-    """Rows of ``ints``."""
-
-    KEY = 0  # the model's key
-    MULTIPLIER = 1  # the model's multiplier, odd
-    LIMIT = 2  # the largest drawn integer that is kept, at rank 0
-    STEP = 3  # by how much LIMIT grows with each rank
-    COUNTER = 4  # the tensor's first key
-    SECOND = 5  # the tensor's second key
-    SHARED = 6  # column 0: −1, 0, 1, the sign where a sum of task vectors is 0 (TIES paper)
-    LAST = 7  # the last element that is kept where its magnitude equals LIMIT
-    OUTLIER_LAST = 8  # the last that is an outlier where its magnitude equals OUTLIER
 
 
 @dataclass(frozen=True)

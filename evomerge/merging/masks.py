@@ -23,7 +23,8 @@ from functools import lru_cache
 
 import torch
 
-from evomerge.merging.kernels import GOLDEN, I, draw, mix
+from evomerge.merging.entries import I
+from evomerge.merging.kernels import GOLDEN, draw, mix
 
 BITS = 24
 """Densities are compared with the 24 highest bits of a number."""

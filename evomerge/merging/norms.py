@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from evomerge.merging.kernels import BINS, FIRST_BIN, F, Kernel, bits_type, counted
+from evomerge.merging.entries import F
+from evomerge.merging.kernels import BINS, FIRST_BIN, Kernel, bits_type, counted
 from evomerge.merging.masks import limit, threshold, uniform_bits
 from evomerge.merging.parts import Part, Sparsified, name_of
 from evomerge.merging.programs import Programs

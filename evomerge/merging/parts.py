@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 
 from evomerge.checkpoints import dtypes
-from evomerge.merging.kernels import F, I, Keep
+from evomerge.merging.entries import F, I
+from evomerge.merging.kernels import Keep
 from evomerge.merging.magnitudes import Largest
 from evomerge.merging.masks import Stream, drawn_density
 from evomerge.merging.tables import Tables

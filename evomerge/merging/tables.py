@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from evomerge.merging.kernels import F, I
+from evomerge.merging.entries import F, I
 from evomerge.merging.magnitudes import Largest
 from evomerge.merging.masks import Stream
 
