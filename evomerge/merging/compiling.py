@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
+from torch._inductor.cpp_builder import is_gcc
 
 from evomerge.merging import kernels
-from evomerge.merging.kernels import WHOLE, F, I, Kernel
+from evomerge.merging.entries import F, I
+from evomerge.merging.kernels import WHOLE, Kernel
 
 _LENGTH = 4096  # of the example that the kernel is exported with
 
@@ -65,9 +68,28 @@ def main(arguments: Sequence[str]) -> None:
     tensors = example(kernel, _LENGTH)
     shapes = [{0: length} if tensor.shape[:1] == (_LENGTH,) else None for tensor in tensors]
     program = torch.export.export(_Module(kernel), (tensors,), dynamic_shapes=(shapes,))
+    configs: dict[str, object] = {"cpp.dynamic_threads": True, **_by_the_compiler()}
     torch._inductor.aoti_compile_and_package(
-        program, package_path=arguments[1], inductor_configs={"cpp.dynamic_threads": True}
+        program, package_path=arguments[1], inductor_configs=configs
     )
+
+
+def _by_the_compiler() -> dict[str, object]:
+    """Plain loops, which GCC makes vectors of; where it is another compiler, torch makes them.
+
+    GCC's are faster by a third: it knows what does not change in a loop, counts in vectors and
+    keeps masks in registers of their own. Integers wrap around, and zeros have signs, as in torch.
+    """
+    if platform.machine() not in ("x86_64", "AMD64") or not is_gcc():
+        return {}
+    wide = 512 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 256
+    # One option of torch's that goes to the compiler as it is, behind torch's own options.
+    flags = (
+        "native -ftree-loop-vectorize -fwrapv -fsigned-zeros "
+        # A kernel's tensors are many: as many pairs must be seen not to overlap.
+        f"-mprefer-vector-width={wide} --param=vect-max-version-for-alias-checks=1000"
+    )
+    return {"cpp.simdlen": 1, "cpp.march": flags}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from evomerge.merging.kernels import F, I, Kernel
+from evomerge.merging.entries import F, I
+from evomerge.merging.kernels import Kernel
 from evomerge.merging.parts import Part, Sparsified, name_of
 from evomerge.merging.programs import Programs
 from evomerge.merging.sparsifying import sparsify
@@ -166,7 +167,7 @@ def _combine(
     masked.fill(tables)
     inputs = [parts[0].base, *(part.tensor for part in parts), *masked.tensors, out]
     flat = [tensor.reshape(-1) for tensor in inputs]
-    masked.run(work.programs, kernel, flat, tables)
+    work.programs.run(kernel, flat, out.numel(), tables.at)
 
 
 def _blend(
@@ -189,7 +190,7 @@ def _blend(
     for i, (coefficient, _) in enumerate(terms):
         tables.set(F.COEFFICIENT, i, coefficient)
     flat = [tensor.reshape(-1) for tensor in (*(t for _, t in terms), out)]
-    work.programs.run(kernel, flat, out.numel(), lambda start: tables.at(start))
+    work.programs.run(kernel, flat, out.numel(), tables.at)
 
 
 def _total(weights: Iterable[float]) -> float:

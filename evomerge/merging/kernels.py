@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Literal
 
 import torch
+
+from evomerge.merging.entries import F, I
 
 GOLDEN = 0x9E3779B1 - (1 << 32)
 """2³²/φ, odd: multiplied by it, neighbouring counters differ in their high bits too."""
@@ -36,30 +37,6 @@ FIRST_BIN = 139 << 10
 """What a density in units of 2⁻²⁴, as float32 bits without the 13 lowest, is in the bin above 0."""
 
 Keep = Literal["all", "random", "ranked", "largest", "band", "bits"]
-
-
-class F(IntEnum):
-    """Rows of ``floats``."""
-
-    COEFFICIENT = 0  # what a kept element is multiplied by: weight × rescale …
-    WEIGHT = 1  # what an agreeing model adds to the divisor
-    LIMIT = 2  # the smallest magnitude that is kept
-    OUTLIER = 3  # the smallest magnitude that is an outlier, and removed
-    UNIT = 4  # a power of two: sums are of integers, |δ| × unit rounded
-    RESCALE = 5  # of kept elements, where the fine-tuned weights themselves are masked
-    SHARED = 6  # column 0: λ
-
-
-class I(IntEnum):  # noqa: E742 - beside F, as the tables are beside each other
-    """Rows of ``ints``."""
-
-    KEY = 0  # the model's key
-    MULTIPLIER = 1  # the model's multiplier, odd
-    LIMIT = 2  # the largest drawn integer that is kept, at rank 0
-    STEP = 3  # by how much LIMIT grows with each rank
-    COUNTER = 4  # the tensor's first key
-    SECOND = 5  # the tensor's second key
-    SHARED = 6  # column 0: −1, 0, 1, the sign where a sum of task vectors is 0 (TIES paper)
 
 
 @dataclass(frozen=True)
@@ -179,10 +156,10 @@ class _Pass:
         self.base = named["base"][0].to(torch.float32) if kernel.base else None
         drawn = kernel.goal == "table" or kernel.keep in ("random", "ranked")
         first = self.models[0]
+        self.index = torch.arange(first.shape[0], dtype=torch.int32, device=first.device)
         self.counter = self.mixed = None
         if drawn:
-            index = torch.arange(first.shape[0], dtype=torch.int32, device=first.device)
-            self.counter = index * GOLDEN
+            self.counter = self.index * GOLDEN
             self.mixed = mix(self.counter, self.ints, 0)
 
     def run(self) -> None:
@@ -223,8 +200,15 @@ class _Pass:
         if kind in ("random", "ranked"):
             return self.drawn(i) <= self.limit(i)
         size = value.abs()
-        keep = size >= self.floats[F.LIMIT, i]
-        return keep & (size < self.floats[F.OUTLIER, i]) if kind == "band" else keep
+        keep = self.among(size, i, F.LIMIT, F.LATER, I.LAST)
+        if kind == "band":
+            keep = keep & ~self.among(size, i, F.OUTLIER, F.OUTLIER_LATER, I.OUTLIER_LAST)
+        return keep
+
+    def among(self, size: torch.Tensor, i: int, least: F, later: F, last: I) -> torch.Tensor:
+        """Whether magnitudes are among model i's largest; of equal ones the first ones are."""
+        late = self.index > self.ints[last, i]
+        return size >= torch.where(late, self.floats[later, i], self.floats[least, i])
 
     def drawn(self, i: int) -> torch.Tensor:
         mixed = self.mixed
@@ -267,8 +251,7 @@ class _Pass:
     def elected(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Σwδ over the models that agree with the elected sign (arXiv 2306.01708, section 3).
 
-        An element that is 0 agrees with neither sign. All terms are turned so that the elected sign
-        is +, which is exact: what agrees is then what is above 0.
+        An element that is 0 agrees with neither sign.
         """
         terms = [p * self.floats[F.COEFFICIENT, i] for i, p in enumerate(parts)]
         total = _total(terms)
@@ -277,14 +260,13 @@ class _Pass:
         else:
             undecided = self.ints[I.SHARED, 0].to(torch.float32)
             sign = torch.where(total == 0, undecided, torch.where(total > 0, 1.0, -1.0))
-        turned = [term * sign for term in terms]
-        change = _total([term.clamp_min(0.0) for term in turned])
+        agree = [term * sign > 0 for term in terms]
+        change = _total([torch.where(a, t, 0.0) for a, t in zip(agree, terms, strict=True)])
         if self.kernel.normalize:
-            divisor = _total(
-                [torch.where(v > 0, self.floats[F.WEIGHT, i], 0.0) for i, v in enumerate(turned)]
-            )
+            weights = [torch.where(a, self.floats[F.WEIGHT, i], 0.0) for i, a in enumerate(agree)]
+            divisor = _total(weights)
             change = change / torch.where(divisor == 0, 1.0, divisor)
-        return change * sign
+        return change
 
     def write_sums(self) -> None:
         sums, bits = [], []

@@ -37,10 +37,9 @@ class Largest:
     limit: float
     last: int
 
-    def from_(self, start: int) -> float:
-        """The smallest magnitude that is among them, from element ``start`` on up to the cut."""
-        if start <= self.last:
-            return self.limit
+    @property
+    def later(self) -> float:
+        """The smallest magnitude that is among them behind ``last``."""
         return float(np.nextafter(np.float32(self.limit), np.float32(np.inf)))
 
 

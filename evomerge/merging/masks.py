@@ -23,7 +23,8 @@ from functools import lru_cache
 
 import torch
 
-from evomerge.merging.kernels import GOLDEN, I, draw, mix
+from evomerge.merging.entries import I
+from evomerge.merging.kernels import GOLDEN, draw, mix
 
 BITS = 24
 """Densities are compared with the 24 highest bits of a number."""
@@ -100,6 +101,7 @@ def uniform_bits(stream: Stream, start: int, stop: int, device: torch.device) ->
     return torch.cat(parts)
 
 
+@lru_cache(maxsize=1 << 12)
 def threshold(density: float) -> int:
     """The density that masks are drawn at, in units of 2⁻²⁴; from 1 to 2²⁴.
 

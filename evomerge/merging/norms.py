@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
-from evomerge.merging.kernels import BINS, FIRST_BIN, F, Kernel, bits_type, counted
+from evomerge.merging.entries import F
+from evomerge.merging.kernels import BINS, FIRST_BIN, Kernel, bits_type, counted
 from evomerge.merging.masks import limit, threshold, uniform_bits
 from evomerge.merging.parts import Part, Sparsified, name_of
 from evomerge.merging.programs import Programs
@@ -88,12 +90,15 @@ class Norms:
             order = self.memory.large(
                 ("order", part.stream, *part.key), partial(self.ordered, part)
             )
-            count = int(torch.searchsorted(order.drawn, limit(part.density), right=True))
+            count = int(np.searchsorted(order.drawn, limit(part.density), side="right"))
             return float(order.sums[-1]) / unit, float(order.sums[count]) / unit
-        if threshold(part.density) < 1 << 12:
+        level = threshold(part.density)
+        if level < 1 << 12:
             return None
         sums = self.memory.large(("table", part.stream, *part.key), partial(self.binned, part))
-        place = int(torch.tensor(float(threshold(part.density))).view(torch.int32)) >> 13
+        # The bits of a float32 without the 13 lowest: the exponent, and ten of what follows it.
+        exponent = level.bit_length() - 1
+        place = ((exponent + 126) << 10) + ((level << 10) >> exponent)
         return float(sums[-1]) / unit, float(sums[place - FIRST_BIN]) / unit
 
     def ordered(self, part: Part) -> _Order:
@@ -103,9 +108,9 @@ class Norms:
         ascending, order = drawn.sort()
         sums = torch.zeros(self.numel + 1, dtype=torch.int64, device=self.device)
         sums[1:] = counted(size)[order].cumsum(0)
-        return _Order(ascending, sums)
+        return _Order(ascending.cpu().numpy(), sums.cpu().numpy())
 
-    def binned(self, part: Part) -> torch.Tensor:
+    def binned(self, part: Part) -> np.ndarray:
         """Σ|δ| of the elements up to each bin; int64, shape [BINS]."""
         kernel = Kernel(
             "table",
@@ -131,7 +136,7 @@ class Norms:
             outs = [places[: stop - start], values[: stop - start]]
             self.programs.run_piece(kernel, [*mine, *outs, *tables.at(start)])
             sums.scatter_add_(0, outs[0], outs[1])
-        return sums.cumsum(0)
+        return sums.cumsum(0).cpu().numpy()
 
     def norms(self) -> list[float]:
         """Σ|δ| of each model."""
@@ -155,20 +160,18 @@ class Norms:
         inputs += [*(part.tensor for part in self.parts), *found.tensors]
         flat = [tensor.reshape(-1) for tensor in inputs] + [bits]
         totals = torch.zeros(len(self.parts), dtype=torch.int64, device=self.device)
-        for first, last in tables.segments(self.numel):
-            for begin, end in self.programs.pieces(kernel, last - first):
-                start, stop = first + begin, first + end
-                out = torch.zeros_like(totals)
-                pieces = [tensor[start:stop] for tensor in flat]
-                self.programs.run_piece(kernel, [*pieces, out, *tables.at(start)])
-                totals += out
+        for start, stop in self.programs.pieces(kernel, self.numel):
+            out = torch.zeros_like(totals)
+            pieces = [tensor[start:stop] for tensor in flat]
+            self.programs.run_piece(kernel, [*pieces, out, *tables.at(start)])
+            totals += out
         return [total / unit for total, unit in zip(totals.tolist(), units, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Order:
-    drawn: torch.Tensor
-    sums: torch.Tensor
+    drawn: np.ndarray
+    sums: np.ndarray
 
     @property
     def nbytes(self) -> int:

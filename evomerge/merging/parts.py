@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -11,10 +10,10 @@ from typing import Literal
 import torch
 
 from evomerge.checkpoints import dtypes
-from evomerge.merging.kernels import F, I, Keep, Kernel
+from evomerge.merging.entries import F, I
+from evomerge.merging.kernels import Keep
 from evomerge.merging.magnitudes import Largest
 from evomerge.merging.masks import Stream, drawn_density
-from evomerge.merging.programs import Programs
 from evomerge.merging.tables import Tables
 from evomerge.merging.taskvectors import Memory, TaskVector
 from evomerge.recipe import Contribution, TensorMerge
@@ -48,6 +47,7 @@ class Part:
         self.base_key = spec.base
         self.key = (None if self.of_weights else spec.base, contribution.model, contribution.tensor)
         self.stream = Stream(spec.mask_seed, contribution.label, contribution.tensor)
+        self._bound: float | None = None
 
     def unit(self, memory: Memory) -> float:
         """The power of two whose inverse is the unit of this tensor's sums."""
@@ -59,8 +59,10 @@ class Part:
 
     def bound(self, memory: Memory) -> float:
         """A magnitude that neither the model, nor the base, nor their difference exceeds."""
-        base = memory.kept(("bound", self.base_key), partial(_bound, self.base))
-        return base + self._model_bound(memory)
+        if self._bound is None:
+            base = memory.kept(("bound", self.base_key), partial(_bound, self.base))
+            self._bound = base + self._model_bound(memory)
+        return self._bound
 
     def _model_bound(self, memory: Memory) -> float:
         key = ("bound", self.contribution.model, self.contribution.tensor)
@@ -103,15 +105,6 @@ class Sparsified:
             for column, found in enumerate(models):
                 tables.select(name, column, found)
 
-    @staticmethod
-    def run(
-        programs: Programs, kernel: Kernel, tensors: Sequence[torch.Tensor], tables: Tables
-    ) -> None:
-        """Run a kernel over all the elements of flat tensors."""
-        for start, stop in tables.segments(tensors[0].numel()):
-            pieces = [tensor[start:stop] for tensor in tensors]
-            programs.run(kernel, pieces, stop - start, partial(_from, tables, start))
-
 
 def _bound(tensor: torch.Tensor) -> float:
     """The largest magnitude."""
@@ -129,7 +122,3 @@ def scale_of(spec: TensorMerge, part: Part) -> float:
 def name_of(tensor: torch.Tensor) -> str:
     """A type's name, as kernels have it."""
     return dtypes.name_of(tensor.dtype)
-
-
-def _from(tables: Tables, start: int, at: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return tables.at(start + at)

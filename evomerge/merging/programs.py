@@ -212,7 +212,8 @@ def _machine() -> list[str]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    source = Path(kernels.__file__).read_bytes()
+    names = ("entries.py", "kernels.py", "compiling.py")
+    source = b"".join(Path(kernels.__file__).with_name(name).read_bytes() for name in names)
     digest = hashlib.sha256(source + flags.encode()).hexdigest()
     return [digest, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability()]
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.merging import ranks as ranking
-from evomerge.merging.kernels import F, I, bits_type
+from evomerge.merging.entries import F, I
+from evomerge.merging.kernels import bits_type
 from evomerge.merging.magnitudes import ALL, NONE, Largest, Magnitudes, select
 from evomerge.merging.masks import limit, rank_limits, uniform_bits
 from evomerge.merging.norms import Norms

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 
-from evomerge.merging.kernels import F, I
+from evomerge.merging.entries import F, I
 from evomerge.merging.magnitudes import Largest
 from evomerge.merging.masks import Stream
+
+_BEHIND = {F.LIMIT: (F.LATER, I.LAST), F.OUTLIER: (F.OUTLIER_LATER, I.OUTLIER_LAST)}
+_FAR = (1 << 31) - 1
 
 
 class Tables:
@@ -43,19 +44,15 @@ class Tables:
         """Let a row of magnitudes say which elements are among a model's largest."""
         self._largest[row, column] = largest
 
-    def segments(self, numel: int) -> list[tuple[int, int]]:
-        """The ranges within which no magnitude's limit changes."""
-        cuts = {found.last + 1 for found in self._largest.values()}
-        edges = [0, *sorted(cut for cut in cuts if 0 < cut < numel), numel]
-        return list(pairwise(edges))
-
     def at(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``floats`` and ``ints`` for a piece from element ``start`` on."""
         for column, stream in self._streams.items():
             for key, value in stream.keys(start).items():
                 self._ints[key][column] = value
         for (row, column), found in self._largest.items():
-            self._floats[row][column] = found.from_(start)
+            later, last = _BEHIND[row]
+            self._floats[row][column], self._floats[later][column] = found.limit, found.later
+            self._ints[last][column] = min(max(found.last - start, -1), _FAR)
         with np.errstate(over="ignore"):  # a huge coefficient is infinite
             floats = torch.from_numpy(np.array(self._floats, dtype=np.float32))
         ints = torch.from_numpy(np.array(self._ints, dtype=np.int32))

@@ -15,7 +15,7 @@ from evomerge.merging.taskvectors import TaskVector
 
 def kept(found: Largest, numbers: torch.Tensor) -> torch.Tensor:
     index = torch.arange(len(numbers))
-    limits = torch.tensor([found.from_(0), found.from_(found.last + 1)])
+    limits = torch.tensor([found.limit, found.later])
     return numbers >= torch.where(index <= found.last, limits[0], limits[1])
 
 

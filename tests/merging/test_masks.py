@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from evomerge.merging import MergeEngine, merge, uniform
-from evomerge.merging.kernels import I
+from evomerge.merging.entries import I
 from evomerge.merging.masks import drawn_density, rank_limits
 from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
