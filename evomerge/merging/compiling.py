@@ -51,7 +51,7 @@ def example(kernel: Kernel, numel: int, device: torch.device | str = "cpu") -> l
 
 def _example_out(kernel: Kernel, numel: int) -> torch.Tensor:
     if kernel.goal == "sums":
-        return torch.zeros(kernel.models, dtype=torch.int64)
+        return torch.zeros(kernel.models * (2 if kernel.totals else 1), dtype=torch.int64)
     if kernel.goal == "table":
         return torch.zeros(numel, dtype=torch.int64)
     return torch.zeros(numel, dtype=getattr(torch, str(kernel.out)))

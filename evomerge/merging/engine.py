@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from copy import copy
 
 import torch
@@ -19,7 +20,8 @@ from evomerge.merging.holding import Model, hold, open_models
 from evomerge.merging.inputs import Inputs
 from evomerge.merging.layout import layout_of, stacked
 from evomerge.merging.live import LiveTensors
-from evomerge.merging.methods import merge_bounded
+from evomerge.merging.methods import merge_bounded, prepare
+from evomerge.merging.once import Once, Ready, made_ahead
 from evomerge.merging.placing import Device
 from evomerge.merging.planning import Presentation, spare_models
 from evomerge.merging.programs import Programs
@@ -34,6 +36,7 @@ from evomerge.recipe import Layout, Recipe, TensorMerge, resolve
 from evomerge.references import ModelReference
 
 _CANDIDATES = 20  # that an engine of resident models is expected to merge at least
+_AHEAD = 1 << 28  # bytes of inputs whose merges may be prepared ahead, where they are read once
 _ROOM = 64 << 20  # bytes that may be kept about models beyond their own size
 
 
@@ -222,9 +225,9 @@ class MergeEngine:
         """
         dtype, specs = self.dtype(recipe), self._resolve(recipe)
         whole = self._whole(specs)
-        with read_ahead(self._sources, specs):
-            for spec in specs:
-                yield spec.name, self._merged(spec, dtype, whole=whole)
+        with closing(self._prepared(specs)) as prepared:
+            for spec, ready in prepared:
+                yield spec.name, self._merged(spec, dtype, whole=whole, ready=ready)
 
     def merge_into(self, model: torch.nn.Module, recipe: Recipe) -> None:
         """Write a recipe's tensors into a live model, in place.
@@ -245,10 +248,31 @@ class MergeEngine:
         specs, dtype = self._resolve(recipe), self.dtype(recipe)
         live.check({spec.name: self._inputs.shape(spec) for spec in specs}, dtype, recipe.place)
         whole = self._whole(specs)
-        with read_ahead(self._sources, specs):
-            for spec in specs:
+        with closing(self._prepared(specs)) as prepared:
+            for spec, ready in prepared:
                 place = live.place(spec.name)
-                live.write(spec.name, self._merged(spec, dtype, place, whole))
+                live.write(spec.name, self._merged(spec, dtype, place, whole, ready))
+
+    def _prepared(
+        self, specs: Sequence[TensorMerge]
+    ) -> Generator[tuple[TensorMerge, Ready | None], None, None]:
+        """Merges, in turn; of models that are not resident, with what was read and found ahead."""
+        with read_ahead(self._sources, specs):
+            if self._resident:
+                for spec in specs:
+                    yield spec, None
+            else:
+                threads = max(torch.get_num_threads(), 1)
+                yield from made_ahead(specs, self._ready, self._inputs.size, _AHEAD, threads)
+
+    def _ready(self, spec: TensorMerge) -> Ready | None:
+        if not self._inputs.kind(spec).is_floating_point:
+            return None
+        base, inputs = self._inputs.tensors(spec)
+        memory, device = Once(), (inputs[0] if base is None else base).device
+        if device.type == "cpu":
+            prepare(spec, base, inputs, memory, self._programs_on(device))
+        return Ready(base, inputs, memory)
 
     def _merged(
         self,
@@ -256,11 +280,12 @@ class MergeEngine:
         dtype: torch.dtype,
         place: torch.Tensor | None = None,
         whole: Whole | None = None,
+        ready: Ready | None = None,
     ) -> torch.Tensor:
         """One merged tensor; in ``place`` if that is given, can be written to and is near."""
         if not self._inputs.kind(spec).is_floating_point:
             return self._inputs.only(spec).clone()
-        base, inputs = self._inputs.tensors(spec)
+        base, inputs = self._inputs.tensors(spec) if ready is None else (ready.base, ready.inputs)
         device = (inputs[0] if base is None else base).device
         if place is not None and not (place.is_contiguous() and place.device == device):
             place = None
@@ -270,7 +295,7 @@ class MergeEngine:
             inputs,
             dtype=dtype,
             out=place,
-            memory=self._memory,
+            memory=self._memory if ready is None else ready.memory,
             programs=self._programs_on(device),
             whole=whole,
         )

@@ -25,7 +25,7 @@ from evomerge.merging.entries import F, I
 from evomerge.merging.kernels import Kernel
 from evomerge.merging.parts import Part, Sparsified, name_of
 from evomerge.merging.programs import Programs
-from evomerge.merging.sparsifying import sparsify
+from evomerge.merging.sparsifying import foresee, sparsify
 from evomerge.merging.tables import Tables
 from evomerge.merging.taskvectors import Memory
 from evomerge.merging.whole import Whole
@@ -76,25 +76,42 @@ def merge_family(
         return math.inf
     if METHODS[spec.method].trims_whole(spec.variant) and work.whole is None:
         raise ValueError(f"{spec.name}: {spec.method} ({spec.variant}) looks at whole models")
-    pairs = list(zip(spec.contributions, tensors, strict=True))
-    # A weight of 0 adds nothing anywhere: not to the sum, the election or a divisor.
-    live = [(part, tensor) for part, tensor in pairs if part.weight != 0]
-    if not live or spec.lambda_ == 0:
+    parts = _parts(spec, base, tensors)
+    if not parts:
         out.copy_(base)
         return math.inf
-    parts = [Part(spec, part, base, tensor) for part, tensor in (live if len(live) == 1 else pairs)]
     consensus = METHODS[spec.method].consensus_of(spec.variant)
     elects = consensus in ("elect", "mean") and len(parts) > 1
     coefficients = [1.0] * len(parts) if elects else _shares(spec, parts, consensus)
-    only = len(live) == 1 and live[0][0].density >= 1 and live[0][0].trim >= 1
-    if only and coefficients[0] == 1 and len(parts) == 1:
-        out.copy_(live[0][1])
+    first = parts[0].contribution
+    only = len(parts) == 1 and first.density >= 1 and first.trim >= 1
+    if only and coefficients[0] == 1:
+        out.copy_(parts[0].tensor)
         return math.inf
     masked = sparsify(spec, parts, work.memory, work.programs, work.whole)
     _combine(spec, parts, masked, coefficients, out, work, elects)
     if masked.unbiased or not (work.memory.remembers or spec.rescale):
         return math.inf  # unbiased: what is divided by may be small
     return _bound(spec, parts, masked.scales, work.memory)
+
+
+def prepare(
+    spec: TensorMerge, base: torch.Tensor | None, tensors: Sequence[torch.Tensor], work: Work
+) -> None:
+    """Find out into ``work.memory`` what the merge will look up and takes no kernel."""
+    parts = [] if base is None else _parts(spec, base, tensors)
+    if parts:
+        foresee(spec, parts, work.memory, work.programs)
+
+
+def _parts(spec: TensorMerge, base: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[Part]:
+    """The models that have part in the result; none where it is the base."""
+    pairs = list(zip(spec.contributions, tensors, strict=True))
+    # A weight of 0 adds nothing anywhere: not to the sum, the election or a divisor.
+    live = [(part, tensor) for part, tensor in pairs if part.weight != 0]
+    if not live or spec.lambda_ == 0:
+        return []
+    return [Part(spec, part, base, tensor) for part, tensor in (live if len(live) == 1 else pairs)]
 
 
 def _bound(

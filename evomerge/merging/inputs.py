@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -62,6 +63,15 @@ class Inputs:
         """Of the merged tensor."""
         model, name = self._lead(spec)
         return self._sources[model].shape(name)
+
+    def size(self, spec: TensorMerge) -> int:
+        """Bytes of all that it is made of."""
+        inputs = [(part.model, part.tensor) for part in spec.contributions]
+        wanted = [*([spec.base] if spec.base else []), *inputs]
+        return sum(
+            math.prod(self._sources[model].shape(name)) * self._sources[model].dtype(name).itemsize
+            for model, name in wanted
+        )
 
     def kind(self, spec: TensorMerge) -> torch.dtype:
         """The type that the merged tensor has as it is stored."""

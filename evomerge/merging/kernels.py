@@ -44,9 +44,9 @@ class Kernel:
     """One pass. Frozen and made of plain values: it is the key of a compiled program.
 
     Args:
-        goal: ``merge`` writes the merged tensor; ``sums`` writes the kept Σ|v| of each model, and
-            which elements are kept; ``table`` writes, of one model, each element's bin among
-            densities and its |v| as an integer.
+        goal: ``merge`` writes the merged tensor; ``sums`` writes the kept Σ|v| of each model (with
+            ``totals`` the Σ|v| of all elements behind them), and which elements are kept; ``table``
+            writes, of one model, each element's bin among densities and its |v| as an integer.
         dtypes: of the fine-tuned models' tensors, one each (as ``bfloat16``).
         base: the type of the base's tensor; None: no base, the tensors themselves are summed.
         out: the type of the merged tensor; None where there is none.
@@ -74,6 +74,7 @@ class Kernel:
     of_weights: bool = False
     unbiased: bool = False
     ranks: Literal["uint8", "split", "int32"] | None = None
+    totals: bool = False
 
     @property
     def models(self) -> int:
@@ -84,8 +85,8 @@ class Kernel:
         """The names of the pass's tensors, in the order of the list that it is given.
 
         ``base``, ``model`` (one each), ``ranks`` (one each), ``high`` (their high bytes), ``bits``,
-        ``out`` (all of shape [n]; the latter [models] for ``sums``), ``values`` ([n]), ``floats``,
-        ``ints``.
+        ``out`` (all of shape [n]; the latter [models], or with ``totals`` twice as many, for
+        ``sums``), ``values`` ([n]), ``floats``, ``ints``.
         """
         names = ["base"] if self.base else []
         names += ["model"] * self.models + ["ranks"] * (self.models if self.ranks else 0)
@@ -269,7 +270,7 @@ class _Pass:
         return change
 
     def write_sums(self) -> None:
-        sums, bits = [], []
+        sums, totals, bits = [], [], []
         for i in range(self.kernel.models):
             value = self.masked(i)
             keep = self.keeps(i, value)
@@ -277,12 +278,14 @@ class _Pass:
             if keep is None:
                 keep = torch.ones_like(size, dtype=torch.bool)
             sums.append(counted(torch.where(keep, size, 0.0)).sum())
+            if self.kernel.totals:
+                totals.append(counted(size).sum())
             bits.append(keep.to(_word(self.kernel.models)) << i)
         union = bits[0]
         for mine in bits[1:]:
             union = union | mine
         self.named["bits"][0].copy_(union.to(bits_type(self.kernel.models)))
-        self.named["out"][0].copy_(torch.stack(sums))
+        self.named["out"][0].copy_(torch.stack(sums + totals))
 
     def write_table(self) -> None:
         # The 24 high bits as an exact float32, whose own bits are the logarithmic scale.

@@ -9,15 +9,13 @@ each stretch of the tensor, so that the last one that is kept is looked for in o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-Sizes = Callable[[int, int], torch.Tensor]
-"""Magnitudes of elements ``start … stop - 1``: float32, at least 0, shape [stop - start]."""
+from evomerge.merging.bracketing import Sizes, kth_largest
 
 _STRETCHES = 192
 _SHORTEST = 1 << 13  # elements of a stretch, where there are that many
@@ -132,12 +130,9 @@ class Magnitudes:
 
 def select(sizes: Sizes, numel: int, wanted: int) -> Largest:
     """The ``wanted`` largest of ``numel``, 1 … numel, without anything kept."""
+    if sizes(0, 0).device.type == "cpu":
+        return Largest(*kth_largest(sizes, numel, wanted))
     whole = sizes(0, numel)
-    if whole.device.type == "cpu":
-        numbers = whole.numpy()
-        limit = float(np.partition(numbers, numel - wanted)[numel - wanted])
-        spare = wanted - int(np.count_nonzero(numbers > np.float32(limit)))
-        return Largest(limit, int(np.flatnonzero(numbers == np.float32(limit))[spare - 1]))
     limit = float(whole.kthvalue(numel - wanted + 1).values)
     spare = wanted - int((whole > limit).sum())
     return Largest(limit, int((whole == limit).nonzero()[spare - 1, 0]))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from evomerge.merging.family import Work, merge_family
+from evomerge.merging.family import prepare as prepare_family
 from evomerge.merging.geometry import model_stock, nuslerp, slerp
 from evomerge.merging.programs import Programs
 from evomerge.merging.sce import sce
@@ -63,6 +64,22 @@ def merge(
         whole=whole,
     )
     return merged
+
+
+def prepare(
+    spec: TensorMerge,
+    base: torch.Tensor | None,
+    tensors: Sequence[torch.Tensor],
+    memory: Memory,
+    programs: Programs,
+) -> None:
+    """Find out into ``memory`` what a merge of the same arguments will look up.
+
+    All of it on this thread, without kernels, so that several tensors can be prepared at once.
+    """
+    if spec.method not in _OTHERS:
+        with torch.no_grad():
+            prepare_family(spec, base, tensors, Work(memory, programs))
 
 
 def merge_bounded(

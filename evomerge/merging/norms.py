@@ -7,7 +7,7 @@ of the terms, the device, or the number of threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -64,11 +64,15 @@ class Norms:
         needed = self.spec.rescale or found.keep == "ranked"
         if not needed:
             return found
-        kernel = self.summing(found)
+        # Once only, both sums come of one pass.
+        totals = self.spec.rescale and not self.memory.remembers
+        kernel = replace(self.summing(found), totals=totals)
         bits = torch.empty(self.numel, dtype=bits_type(kernel.models), device=self.device)
-        kept = self.sums(kernel, found, bits)
+        kept, before = self.sums(kernel, found, bits)
         if self.spec.rescale:
-            before = self.memory.kept(("norms", *(part.key for part in self.parts)), self.norms)
+            if not totals:
+                key = ("norms", *(part.key for part in self.parts))
+                before = self.memory.kept(key, self.norms)
             scales = [
                 1.0 if part.density >= 1 and found.keep != "band" else _ratio(b, k)
                 for part, b, k in zip(self.parts, before, kept, strict=True)
@@ -143,14 +147,17 @@ class Norms:
         dense = Sparsified("all", [])
         kernel = self.summing(dense)
         bits = torch.empty(self.numel, dtype=bits_type(kernel.models), device=self.device)
-        return self.sums(kernel, dense, bits)
+        return self.sums(kernel, dense, bits)[0]
 
     def summing(self, found: Sparsified) -> Kernel:
         base = None if self.parts[0].of_weights else name_of(self.parts[0].base)
         types = tuple(name_of(part.tensor) for part in self.parts)
         return Kernel("sums", types, base, None, found.keep, found.shared, ranks=found.ranks)
 
-    def sums(self, kernel: Kernel, found: Sparsified, bits: torch.Tensor) -> list[float]:
+    def sums(
+        self, kernel: Kernel, found: Sparsified, bits: torch.Tensor
+    ) -> tuple[list[float], list[float]]:
+        """The kept Σ|δ| of each model, and Σ|δ| if the kernel sums that too."""
         tables = Tables(len(self.parts), self.device)
         found.fill(tables)
         units = [part.unit(self.memory) for part in self.parts]
@@ -159,13 +166,19 @@ class Norms:
         inputs = [self.parts[0].base] if kernel.base else []
         inputs += [*(part.tensor for part in self.parts), *found.tensors]
         flat = [tensor.reshape(-1) for tensor in inputs] + [bits]
-        totals = torch.zeros(len(self.parts), dtype=torch.int64, device=self.device)
+        models = len(self.parts)
+        count = models * 2 if kernel.totals else models
+        totals = torch.zeros(count, dtype=torch.int64, device=self.device)
         for start, stop in self.programs.pieces(kernel, self.numel):
             out = torch.zeros_like(totals)
             pieces = [tensor[start:stop] for tensor in flat]
             self.programs.run_piece(kernel, [*pieces, out, *tables.at(start)])
             totals += out
-        return [total / unit for total, unit in zip(totals.tolist(), units, strict=True)]
+        sums = totals.tolist()
+        kept, all_ = sums[:models], sums[models:] or [0] * models
+        return [k / u for k, u in zip(kept, units, strict=True)], [
+            a / u for a, u in zip(all_, units, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

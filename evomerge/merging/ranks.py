@@ -6,14 +6,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-import numpy as np
 import torch
+
+from evomerge.merging.packing import BITS, packed_ranks
 
 Sizes = Callable[[int, int], torch.Tensor]
 """Magnitudes of elements ``start … stop - 1``: float32, at least 0, shape [stop - start]."""
 
-_TILE = 1 << 18  # elements that are ranked at a time
-_BITS = 31  # of a magnitude: a float32's, without its sign
+_TILE = 1 << 16  # elements that are ranked at a time
 
 
 def kind(row: int) -> Literal["uint8", "split", "int32"]:
@@ -67,16 +67,9 @@ def _ranked(rows: torch.Tensor) -> torch.Tensor:
     """int32 ranks of float32 rows [m, row]."""
     row = rows.shape[1]
     shift = (row - 1).bit_length()
-    if rows.device.type != "cpu" or shift + _BITS > 63:
+    if rows.device.type != "cpu" or shift + BITS > 63:
         order = rows.argsort(dim=1, stable=True)
         counter = torch.arange(row, dtype=torch.int32, device=rows.device)
         ranks = torch.empty_like(order, dtype=torch.int32)
         return ranks.scatter_(1, order, counter.expand_as(order))
-    # One integer of magnitude and index: numpy sorts those ten times as fast as torch sorts rows.
-    keys = rows.numpy().view(np.int32).astype(np.int64) << shift
-    keys |= np.arange(row)
-    keys.sort(axis=1)
-    keys &= (1 << shift) - 1
-    found = np.empty(rows.shape, dtype=np.int32)
-    np.put_along_axis(found, keys, np.arange(row, dtype=np.int32)[None], axis=1)
-    return torch.from_numpy(found)
+    return packed_ranks(rows)

@@ -7,14 +7,13 @@ equal magnitudes at a threshold: it keeps any of them, we those of smaller index
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from evomerge.merging import ranks as ranking
 from evomerge.merging.entries import F, I
-from evomerge.merging.kernels import bits_type
+from evomerge.merging.kernels import Keep, bits_type
 from evomerge.merging.magnitudes import ALL, NONE, Largest, Magnitudes, select
 from evomerge.merging.masks import limit, rank_limits, uniform_bits
 from evomerge.merging.norms import Norms
@@ -47,6 +46,18 @@ def sparsify(
     return found
 
 
+def foresee(spec: TensorMerge, parts: Sequence[Part], memory: Memory, programs: Programs) -> None:
+    """Find out into ``memory`` what ``sparsify`` will look up and takes no kernel, on this thread.
+
+    Thresholds and ranks; the same arguments and a memory that keeps them.
+    """
+    if spec.rescale:
+        for part in parts:
+            part.bound(memory)
+    if not METHODS[spec.method].trims_whole(spec.variant):
+        _Sparsifier(spec, parts, memory, programs).foresee()
+
+
 class _Sparsifier:
     def __init__(
         self, spec: TensorMerge, parts: Sequence[Part], memory: Memory, programs: Programs
@@ -59,20 +70,41 @@ class _Sparsifier:
         self.paper = spec.variant == "paper"
 
     def find(self, whole: Whole | None) -> Sparsified:
+        if whole is not None:
+            drawn = METHODS[self.spec.method].sparsifier == "random"
+            return self.trimmed(whole, drawn=drawn)
+        keep = self.kind()
+        if keep == "all":
+            return Sparsified("all", [1.0] * len(self.parts))
+        if keep in ("largest", "band"):
+            found = self.by_magnitude() if keep == "largest" else self.band()
+            return self.norms.rescaled(found)
+        return self.drawn() if keep == "random" else self.ranked()
+
+    def kind(self) -> Keep:
+        """Which elements are kept, where no threshold is over whole models."""
         kind = METHODS[self.spec.method].sparsifier
         dense = all(part.density >= 1 for part in self.parts)
         if kind == "outliers":
             dense = dense and all(part.contribution.gamma == 0 for part in self.parts)
-        if whole is not None:
-            return self.trimmed(whole, drawn=kind == "random")
         if kind is None or dense or self.numel == 0:
-            return Sparsified("all", [1.0] * len(self.parts))
+            return "all"
         if kind == "magnitude" or (kind == "random" and self.spec.mask_by == "magnitude"):
-            return self.norms.rescaled(self.by_magnitude())
+            return "largest"
         if kind == "outliers":
-            return self.norms.rescaled(self.band())
+            return "band"
         flat = self.row == 1 or all(p.contribution.epsilon == 0 for p in self.parts)
-        return self.drawn() if kind == "random" or flat else self.ranked()
+        return "random" if kind == "random" or flat else "ranked"
+
+    def foresee(self) -> None:
+        keep = self.kind()
+        if keep == "largest":
+            self.by_magnitude()
+        elif keep == "band":
+            self.band()
+        elif keep == "ranked":
+            for part in self.parts:
+                self.ranks(part)
 
     # by chance
 
@@ -151,13 +183,8 @@ class _Sparsifier:
 
     def largest(self, wanted: Sequence[int]) -> list[Largest]:
         """So many of each model's elements."""
-        pairs = list(zip(self.parts, wanted, strict=True))
-        threads = min(torch.get_num_threads(), len(pairs))
-        # Once only: numpy finds each on one thread, and leaves the others to other models.
-        if self.memory.remembers or self.device.type != "cpu" or threads == 1:
-            return [self.largest_of(part, count) for part, count in pairs]
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda pair: self.largest_of(*pair), pairs))
+        pairs = zip(self.parts, wanted, strict=True)
+        return [self.largest_of(part, count) for part, count in pairs]
 
     def largest_of(self, part: Part, wanted: int) -> Largest:
         if wanted in (0, self.numel):
@@ -167,7 +194,10 @@ class _Sparsifier:
             key = ("magnitudes", *part.key)
             made = self.memory.large(key, lambda: Magnitudes(sizes, self.numel))
             return made.largest(wanted, sizes)
-        return select(sizes, self.numel, wanted)
+        if self.memory.remembers:
+            return select(sizes, self.numel, wanted)
+        place = ("largest", wanted, *part.key)
+        return self.memory.kept(place, lambda: select(sizes, self.numel, wanted))
 
     def trimmed(self, whole: Whole, *, drawn: bool) -> Sparsified:
         """What reaches a threshold over the whole model, after DARE's mask if there is one."""

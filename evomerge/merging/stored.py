@@ -100,7 +100,8 @@ class Stored:
         """Take tensors from what is read ahead (None: no longer).
 
         Returns:
-            Whether it does: not where all is at its place anyway, or where it follows another.
+            Whether it does: not where all is at its place anyway, is mapped there by whoever asks,
+            or where it follows another.
         """
         if self.at_place or (ahead is not None and self._ahead is not None):
             return False
@@ -154,9 +155,7 @@ class Stored:
         """Whether every tensor is held where it is computed with."""
         if self._residency == "device":
             return True
-        return self._residency == "host" and all(
-            self._place(name).type == "cpu" for name in self.names
-        )
+        return all(self._place(name).type == "cpu" for name in self.names)
 
 
 def _state(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:

@@ -101,11 +101,11 @@ class TaskVector:
         self.row = tensor.shape[-1] if tensor.dim() else 1
         self.device = tensor.device
 
-    def piece(self, start: int, stop: int) -> torch.Tensor:
-        """Elements ``start … stop - 1``; float32, shape [stop - start], the caller's to change."""
-        delta = self._tensor[start:stop].to(torch.float32, copy=True)
-        return delta if self._base is None else delta.sub_(self._base[start:stop])
+    def piece(self, start: int, stop: int, step: int = 1) -> torch.Tensor:
+        """Elements ``start … stop - 1``, or every ``step``-th; float32, the caller's to change."""
+        delta = self._tensor[start:stop:step].to(torch.float32, copy=True)
+        return delta if self._base is None else delta.sub_(self._base[start:stop:step])
 
-    def sizes(self, start: int, stop: int) -> torch.Tensor:
+    def sizes(self, start: int, stop: int, step: int = 1) -> torch.Tensor:
         """Their magnitudes."""
-        return self.piece(start, stop).abs_()
+        return self.piece(start, stop, step).abs_()
