@@ -352,17 +352,19 @@ def test_what_is_read_as_it_is_needed_is_what_is_held(half_family: Family) -> No
 def test_reading_ahead_ends_with_what_it_was_for(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With room for the inputs of one merge alone, the reader waits there after the first.
-    monkeypatch.setattr("evomerge.merging.stored._ROOM", 1)
+    # With room for the inputs of one merge alone, nothing is prepared beyond the first.
+    monkeypatch.setattr("evomerge.merging.engine._AHEAD", 1)
+    threads = torch.get_num_threads()
     tensors = engine_of(family, resident=False).tensors(recipe_of(family, "ties"))
     next(tensors)
-    assert len(readers()) == 1
+    assert readers()
     tensors.close()
     assert readers() == []
+    assert torch.get_num_threads() == threads
 
 
 def readers() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if one.name == "read-ahead"]
+    return [one for one in threading.enumerate() if one.name.startswith("ahead")]
 
 
 def test_what_is_not_finite_is_refused_when_its_turn_comes(own_family: Family) -> None:
