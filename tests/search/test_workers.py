@@ -28,15 +28,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A cluster for all of these, and its address: one of its own costs each pool seconds."""
+    """A cluster that happens to run on this machine; its address."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     yield cluster.address
     cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
-def pool(folder: Path, cluster: str) -> Iterator[RayPool]:
-    pool = RayPool(Make(folder), Resources(workers=2), address=cluster)
+def pool(folder: Path) -> Iterator[RayPool]:
+    pool = RayPool(Make(folder), Resources(workers=2))
     yield pool
     pool.close()
 
@@ -160,15 +160,15 @@ def test_search_survives_dying_workers(pool: RayPool, tmp_path: Path) -> None:
     assert [record.state for record in store.records()] == ["complete"] * 20
 
 
-def test_input_that_a_worker_refuses_arrives_as_it_is(pool: RayPool, cluster: str) -> None:
+def test_input_that_a_worker_refuses_arrives_as_it_is(pool: RayPool) -> None:
     pool.close()
     with pytest.raises(TaskError, match=r"space.yaml:3: .*'arc_esay' is unknown"):
-        RayPool(Refuse(), Resources(workers=1), address=cluster)
+        RayPool(Refuse(), Resources(workers=1))
 
 
-def test_worker_that_dies_while_it_starts_is_told(cluster: str) -> None:
+def test_worker_that_dies_while_it_starts_is_told() -> None:
     with pytest.raises(WorkerError, match=r"died while it loaded the models.*--workers"):
-        RayPool(Die(), Resources(workers=1), address=cluster)
+        RayPool(Die(), Resources(workers=1))
 
 
 def test_cluster_that_is_not_there_is_told() -> None:
