@@ -11,11 +11,11 @@ import torch
 
 from evomerge.errors import TrialError
 from evomerge.evaluation.batching import Budget
-from evomerge.evaluation.generation import Generator, tokens_held
 from evomerge.evaluation.items import ItemSet
-from evomerge.evaluation.likelihood import Likelihoods
+from evomerge.evaluation.likelihoods.likelihood import Likelihoods
 from evomerge.evaluation.queries import Continuation, Generation, Query, Rolling, Rules, Window
 from evomerge.evaluation.scores import Scores
+from evomerge.evaluation.writing.generation import Generator, tokens_held
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import SpaceError
 from evomerge.evaluation import ItemSet
-from evomerge.evaluation.serving import check_servable
-from evomerge.evaluation.vllm_support import check_vllm
+from evomerge.evaluation.serving.serving import check_servable
+from evomerge.evaluation.serving.vllm_support import check_vllm
 from evomerge.search.gathering import Faults
 
 if TYPE_CHECKING:

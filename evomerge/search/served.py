@@ -16,11 +16,11 @@ import torch
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import Fault, RecipeError
 from evomerge.evaluation import ItemSet, context_length
-from evomerge.evaluation.agreement import check_agreement
-from evomerge.evaluation.pieces import Named
-from evomerge.evaluation.serving import ServedScorer, Server
-from evomerge.evaluation.vllm_server import ServerPlan, VllmServer
-from evomerge.evaluation.vllm_support import check_vllm
+from evomerge.evaluation.serving.agreement import check_agreement
+from evomerge.evaluation.serving.pieces import Named
+from evomerge.evaluation.serving.serving import ServedScorer, Server
+from evomerge.evaluation.serving.vllm_server import ServerPlan, VllmServer
+from evomerge.evaluation.serving.vllm_support import check_vllm
 from evomerge.merging import DTYPES, MergeEngine, staged_engine
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from evomerge.errors import TrialError
 from evomerge.evaluation.batching import Budget
-from evomerge.evaluation.generation import Generator, is_plainly_greedy
-from evomerge.evaluation.prefixes import group_by_beginning
 from evomerge.evaluation.queries import Encoder, Generation, Rules
+from evomerge.evaluation.writing.generation import Generator, is_plainly_greedy
+from evomerge.evaluation.writing.prefixes import group_by_beginning
 from tests.evaluation.worlds import make_gpt2, make_model, make_tokenizer, sentence
 
 CPU = torch.device("cpu")

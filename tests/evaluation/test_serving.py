@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from evomerge.errors import InputError, TaskError, TrialError
 from evomerge.evaluation import ItemSet, MetricName, Scorer, Setting, TaskRequest, build_items
-from evomerge.evaluation.pieces import pieces, shared
-from evomerge.evaluation.serving import ServedScorer
-from evomerge.evaluation.vllm_server import ServerPlan, VllmServer
-from evomerge.evaluation.vllm_support import check_vllm
+from evomerge.evaluation.serving.pieces import pieces, shared
+from evomerge.evaluation.serving.serving import ServedScorer
+from evomerge.evaluation.serving.vllm_server import ServerPlan, VllmServer
+from evomerge.evaluation.serving.vllm_support import check_vllm
 from tests.evaluation import stand_in, worlds
 from tests.evaluation.worlds import TaskFolder
 

@@ -18,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluation import ItemSet, MetricName, Scorer, Setting, TaskRequest, build_items
-from evomerge.evaluation.serving import ServedScorer
-from evomerge.evaluation.vllm_server import ServerPlan, VllmServer
-from evomerge.evaluation.vllm_support import check_vllm
+from evomerge.evaluation.serving.serving import ServedScorer
+from evomerge.evaluation.serving.vllm_server import ServerPlan, VllmServer
+from evomerge.evaluation.serving.vllm_support import check_vllm
 from tests.evaluation import worlds
 from tests.evaluation.test_serving import assert_same, moved, named
 from tests.evaluation.worlds import TaskFolder

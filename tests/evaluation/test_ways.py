@@ -15,13 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from evomerge.errors import TrialError
 from evomerge.evaluation.batching import Budget
-from evomerge.evaluation.exact import InFloat32
-from evomerge.evaluation.likelihood import Likelihoods
-from evomerge.evaluation.logits import Model
-from evomerge.evaluation.plain import PlainBatches
+from evomerge.evaluation.likelihoods.exact import InFloat32
+from evomerge.evaluation.likelihoods.likelihood import Likelihoods
+from evomerge.evaluation.likelihoods.logits import Model
+from evomerge.evaluation.likelihoods.plain import PlainBatches
+from evomerge.evaluation.likelihoods.tree import TreePasses
+from evomerge.evaluation.likelihoods.trie import PrefixTree
 from evomerge.evaluation.queries import Window
-from evomerge.evaluation.tree import TreePasses
-from evomerge.evaluation.trie import PrefixTree
 
 CPU = torch.device("cpu")
 VOCABULARY = 120
@@ -302,7 +302,9 @@ def test_the_vocabulary_is_never_held_for_more_positions_than_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make("llama", NARROW)
-    monkeypatch.setattr("evomerge.evaluation.logits._PIECE_BYTES_ELSEWHERE", 4 * VOCABULARY * 10)
+    monkeypatch.setattr(
+        "evomerge.evaluation.likelihoods.logits._PIECE_BYTES_ELSEWHERE", 4 * VOCABULARY * 10
+    )
     heads: list[int] = []
     model.lm_head.register_forward_pre_hook(lambda _, given: heads.append(given[0].shape[1]))
     passes = TreePasses(Model(model, CPU), WINDOWS, 4096)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import Fault, InputError
-from evomerge.evaluation.serving import Ask, Server
+from evomerge.evaluation.serving.serving import Ask, Server
 
 _PROBE_TOKENS = 48
 _ALLOWED = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}

@@ -16,8 +16,8 @@ import torch
 
 from evomerge.errors import TrialError
 from evomerge.evaluation.batching import Budget, unless_out_of_memory
-from evomerge.evaluation.prefixes import group_by_beginning
-from evomerge.evaluation.rows import CachedModel, RowCache
+from evomerge.evaluation.writing.prefixes import group_by_beginning
+from evomerge.evaluation.writing.rows import CachedModel, RowCache
 
 _FREE = 4
 """Waiting prompts are read when one row in so many is free: reading has a pass's fixed cost."""

@@ -18,7 +18,7 @@ from transformers import (
 from evomerge.errors import TrialError
 from evomerge.evaluation.batching import Budget, Indices, ShrinkingBatches
 from evomerge.evaluation.queries import Rules
-from evomerge.evaluation.stopping import Ending
+from evomerge.evaluation.writing.stopping import Ending
 
 _SAMPLING_SEED = 1234
 """``simple_evaluate`` seeds torch with this; here every batch does, plus its first prompt."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from evomerge.evaluation.passes import Group, Pass
+from evomerge.evaluation.likelihoods.passes import Group, Pass
 
 NAME = "evomerge_prefix_tree"
 """What this attention is called in ``transformers``' table."""

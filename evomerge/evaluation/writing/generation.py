@@ -11,11 +11,11 @@ from transformers import GenerationConfig
 
 from evomerge.errors import TrialError
 from evomerge.evaluation.batching import Budget
-from evomerge.evaluation.batchwise import BatchWriter
-from evomerge.evaluation.continuous import ContinuousWriter, Writing
 from evomerge.evaluation.queries import Generation, Rules
-from evomerge.evaluation.rows import takes_rows
-from evomerge.evaluation.stopping import Ending
+from evomerge.evaluation.writing.batchwise import BatchWriter
+from evomerge.evaluation.writing.continuous import ContinuousWriter, Writing
+from evomerge.evaluation.writing.rows import takes_rows
+from evomerge.evaluation.writing.stopping import Ending
 
 _OF_SAMPLING = """temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff"""
 _OF_BEAMS = """length_penalty early_stopping"""

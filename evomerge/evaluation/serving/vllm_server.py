@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from evomerge.errors import Fault, InputError, TrialError
-from evomerge.evaluation.pieces import Named, pieces, shared
-from evomerge.evaluation.serving import Ask, Likelihood, Write, Written
+from evomerge.evaluation.serving.pieces import Named, pieces, shared
+from evomerge.evaluation.serving.serving import Ask, Likelihood, Write, Written
 
-_WORKER = "evomerge.evaluation.vllm_worker"
+_WORKER = "evomerge.evaluation.serving.vllm_worker"
 _CPU_CACHE_GIB = "1"
 _SHARE = 0.9
 """Of an accelerator's memory that the merge engine leaves free, so much is vLLM's."""

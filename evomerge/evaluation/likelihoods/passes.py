@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from evomerge.evaluation.trie import PrefixTree
+from evomerge.evaluation.likelihoods.trie import PrefixTree
 
 _SHORTEST, _LONGEST = 64, 512
 _WAY_SHARE = 2

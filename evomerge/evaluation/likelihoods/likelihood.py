@@ -11,15 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from evomerge.evaluation.attention import UnfitError
 from evomerge.evaluation.batching import Budget
-from evomerge.evaluation.caches import CachedPrefixes
-from evomerge.evaluation.exact import InFloat32
-from evomerge.evaluation.logits import Model
-from evomerge.evaluation.plain import PlainBatches
+from evomerge.evaluation.likelihoods.attention import UnfitError
+from evomerge.evaluation.likelihoods.caches import CachedPrefixes
+from evomerge.evaluation.likelihoods.exact import InFloat32
+from evomerge.evaluation.likelihoods.logits import Model
+from evomerge.evaluation.likelihoods.plain import PlainBatches
+from evomerge.evaluation.likelihoods.tree import TreePasses
+from evomerge.evaluation.likelihoods.trie import shared_length
 from evomerge.evaluation.queries import Window
-from evomerge.evaluation.tree import TreePasses
-from evomerge.evaluation.trie import shared_length
 
 _TOLERANCE = 1e-4
 """Nats per token by which another way may differ from plain batches, both in float32."""

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from evomerge.errors import TrialError
-from evomerge.evaluation.attention import UnfitError
 from evomerge.evaluation.batching import Budget, unless_out_of_memory
-from evomerge.evaluation.logits import Model
-from evomerge.evaluation.plain import PlainBatches
+from evomerge.evaluation.likelihoods.attention import UnfitError
+from evomerge.evaluation.likelihoods.logits import Model
+from evomerge.evaluation.likelihoods.plain import PlainBatches
+from evomerge.evaluation.likelihoods.trie import shared_length
 from evomerge.evaluation.queries import Window
-from evomerge.evaluation.trie import shared_length
 
 _WORTH = 64
 """Tokens that take about as long as a call."""

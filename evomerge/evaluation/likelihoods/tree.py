@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from evomerge.errors import TrialError
-from evomerge.evaluation.attention import TreeAttention, UnfitError, tree_attention
 from evomerge.evaluation.batching import unless_out_of_memory
-from evomerge.evaluation.logits import Model, log_probabilities
-from evomerge.evaluation.passes import Pass, Planner
+from evomerge.evaluation.likelihoods.attention import TreeAttention, UnfitError, tree_attention
+from evomerge.evaluation.likelihoods.logits import Model, log_probabilities
+from evomerge.evaluation.likelihoods.passes import Pass, Planner
+from evomerge.evaluation.likelihoods.trie import PrefixTree
 from evomerge.evaluation.queries import Window
-from evomerge.evaluation.trie import PrefixTree
 
 _SHORTEST_PASS = 16
 """A pass of fewer tokens is not tried when memory runs out: the model itself does not fit."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from evomerge.evaluation.batching import Budget, Indices, ShrinkingBatches
-from evomerge.evaluation.logits import Model, log_probabilities
+from evomerge.evaluation.likelihoods.logits import Model, log_probabilities
 from evomerge.evaluation.queries import Window
 
 

@@ -1,0 +1,1 @@
+"""Log-likelihoods of many windows on a live model: each distinct prefix runs once."""
