@@ -186,7 +186,7 @@ def _combine(
     tables.set(I.SHARED, 0, 1 if work.whole is None else work.whole.sign)
     masked.fill(tables)
     inputs = [parts[0].base, *(part.tensor for part in parts), *masked.tensors, out]
-    flat = [tensor.reshape(-1) for tensor in inputs]
+    flat = [tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in inputs]
     work.programs.run(kernel, flat, out.numel(), tables.at)
 
 
