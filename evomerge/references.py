@@ -25,6 +25,10 @@ class ModelReference:
     lora: str | None = None
     lora_revision: str | None = None
 
+    def __hash__(self) -> int:
+        # References are looked up several times for every tensor of a merge.
+        return hash(self.path)
+
     @classmethod
     def parse(cls, value: str | Mapping[str, Any] | ModelReference) -> ModelReference:
         """Read mergekit's string form, or its mapping form (``model: {path, revision}, lora:``).

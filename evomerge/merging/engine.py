@@ -120,6 +120,7 @@ class MergeEngine:
         """Take the models as they are presented; see what follows from them."""
         self._sources = self._presentation.sources
         self._inputs = Inputs(self._sources)
+        self._own = {model: model for model in self._sources}
         held = sum(source.nbytes for source in self._sources.values())
         self._memory = Memory(held + _ROOM) if remember else None
         # The base, where there is one: integer tensors, and what is no tensor, come from it.
@@ -320,6 +321,8 @@ class MergeEngine:
 
     def _resolve(self, recipe: Recipe) -> tuple[TensorMerge, ...]:
         self._presentation.check(recipe)
-        specs = resolve(recipe, self._layout)
-        self._inputs.check(specs, recipe.place)
+        # The same objects in every recipe: they are looked up several times for every tensor.
+        own = recipe.renamed(lambda model: self._own.get(model, model))
+        specs = resolve(own, self._layout)
+        self._inputs.check(specs, recipe)
         return specs

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -31,6 +32,7 @@ from evomerge.merging.taskvectors import Memory
 from evomerge.merging.whole import Whole
 from evomerge.recipe import METHODS, TensorMerge
 
+_kernel = lru_cache(Kernel)  # equal ones are one object, which dictionaries find sooner
 _NO_WEIGHT = 1e-8  # a sum of weights nearer to 0 divides by 1 instead (without election)
 
 
@@ -121,20 +123,21 @@ def _bound(
     weights = [part.weight for part in parts]
     if spec.normalize and min(weights) < 0:
         return math.inf  # what is divided by may be small
+    key = ("bounds", spec.base, *(part.key for part in parts))
+    bounds = memory.kept(key, lambda: [part.bound(memory) for part in parts])
     # float32 may overflow on the way, before λ or a divisor makes the numbers small again.
     on_the_way = sum(
-        abs(weight) * max(scale, 1.0) * max(part.bound(memory), 1.0)
-        for weight, scale, part in zip(weights, scales, parts, strict=True)
+        abs(weight) * max(scale, 1.0) * max(bound, 1.0)
+        for weight, scale, bound in zip(weights, scales, bounds, strict=True)
     )
     if not on_the_way * max(abs(spec.lambda_), 1.0) < torch.finfo(torch.float32).max / 2:
         return math.inf
     # Divided by the sum of positive weights, no model counts more than once.
     counts = [1.0 if spec.normalize else abs(weight) for weight in weights]
     found = sum(
-        count * scale * part.bound(memory)
-        for count, scale, part in zip(counts, scales, parts, strict=True)
+        count * scale * bound for count, scale, bound in zip(counts, scales, bounds, strict=True)
     )
-    return max(part.bound(memory) for part in parts) + abs(spec.lambda_) * found
+    return max(bounds) + abs(spec.lambda_) * found
 
 
 def _shares(spec: TensorMerge, parts: Sequence[Part], consensus: str) -> list[float]:
@@ -159,7 +162,7 @@ def _combine(
 ) -> None:
     """One pass: kept elements times their coefficients, elected or not, onto the base."""
     plain = METHODS[spec.method].consensus_of(spec.variant) == "mean"
-    kernel = Kernel(
+    kernel = _kernel(
         goal="merge",
         dtypes=tuple(name_of(part.tensor) for part in parts),
         base=name_of(parts[0].base),
@@ -173,17 +176,17 @@ def _combine(
         ranks=masked.ranks,
     )
     tables = Tables(len(parts), out.device)
-    for i, part in enumerate(parts):
-        weight = part.weight if elects and not plain else shares[i]
-        scale = masked.scales[i]
-        tables.set(F.COEFFICIENT, i, weight if masked.of_weights else weight * scale)
-        tables.set(F.RESCALE, i, scale)
-        tables.set(F.WEIGHT, i, 1.0 if plain else part.weight)
+    own = [part.weight for part in parts]
+    weights, scales = own if elects and not plain else list(shares), masked.scales
+    both = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
+    tables.fill(F.COEFFICIENT, weights if masked.of_weights else both)
+    tables.fill(F.RESCALE, scales)
+    tables.fill(F.WEIGHT, [1.0] * len(parts) if plain else own)
     tables.set(F.SHARED, 0, spec.lambda_)
     tables.set(I.SHARED, 0, 1 if work.whole is None else work.whole.sign)
     masked.fill(tables)
     inputs = [parts[0].base, *(part.tensor for part in parts), *masked.tensors, out]
-    flat = [tensor.reshape(-1) for tensor in inputs]
+    flat = [tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in inputs]
     work.programs.run(kernel, flat, out.numel(), tables.at)
 
 
@@ -204,8 +207,7 @@ def _blend(
         return
     kernel = Kernel("merge", tuple(name_of(t) for _, t in terms), None, name_of(out))
     tables = Tables(len(terms), out.device)
-    for i, (coefficient, _) in enumerate(terms):
-        tables.set(F.COEFFICIENT, i, coefficient)
+    tables.fill(F.COEFFICIENT, [coefficient for coefficient, _ in terms])
     flat = [tensor.reshape(-1) for tensor in (*(t for _, t in terms), out)]
     work.programs.run(kernel, flat, out.numel(), tables.at)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
 from evomerge.errors import Fault, RecipeError
 from evomerge.merging.sources import Source
-from evomerge.recipe import TensorMerge
+from evomerge.recipe import Recipe, TensorMerge
 from evomerge.references import ModelReference
 
 
@@ -23,22 +23,30 @@ class Inputs:
     def __init__(self, sources: Mapping[ModelReference, Source]) -> None:
         self._sources = sources
         self._first = next(iter(sources))
+        self._checked: set[Hashable] = set()
+        self._kinds: dict[tuple[ModelReference, str], torch.dtype] = {}
 
-    def check(self, specs: Sequence[TensorMerge], place: str) -> None:
+    def check(self, specs: Sequence[TensorMerge], recipe: Recipe) -> None:
         """Refuse tensors that a model lacks or has in another shape or kind, all at once.
+
+        Looked through once for all recipes that differ in numbers alone.
 
         Args:
             specs: the merged tensors.
-            place: the recipe's, for messages.
+            recipe: whose they are.
 
         Raises:
             RecipeError: there are such tensors.
         """
+        wiring = recipe.wiring
+        if wiring in self._checked:
+            return
         faults: list[Fault] = []
         for spec in specs:
-            faults += _faults(spec, self._sources, f"{place}: {spec.name}")
+            faults += _faults(spec, self._sources, f"{recipe.place}: {spec.name}")
         if faults:
             raise RecipeError(faults)
+        self._checked.add(wiring)
 
     def tensors(self, spec: TensorMerge) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """The base's tensor, if it has part, and the contributions', all on one device."""
@@ -46,7 +54,7 @@ class Inputs:
         tensors = [self._sources[part.model].tensor(part.tensor) for part in spec.contributions]
         # Layers that a recipe moves may come from another device.
         device = (tensors[0] if base is None else base).device
-        return base, [tensor.to(device) for tensor in tensors]
+        return base, [one if one.device == device else one.to(device) for one in tensors]
 
     def with_base(self, spec: TensorMerge) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The same of a method that needs a base."""
@@ -75,13 +83,17 @@ class Inputs:
 
     def kind(self, spec: TensorMerge) -> torch.dtype:
         """The type that the merged tensor has as it is stored."""
-        model, name = self._lead(spec)
-        return self._sources[model].dtype(name)
+        lead = self._lead(spec)
+        if lead not in self._kinds:
+            self._kinds[lead] = self._sources[lead[0]].dtype(lead[1])
+        return self._kinds[lead]
 
     def _lead(self, spec: TensorMerge) -> tuple[ModelReference, str]:
         """The model and its tensor that give a merged tensor's shape: the base if it has part."""
+        if spec.base:
+            return spec.base
         inputs = [(part.model, part.tensor) for part in spec.contributions]
-        return spec.base or next((one for one in inputs if one[0] == self._first), inputs[0])
+        return next((one for one in inputs if one[0] == self._first), inputs[0])
 
 
 def _faults(spec: TensorMerge, sources: Mapping[ModelReference, Source], place: str) -> list[Fault]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 
 from evomerge.checkpoints import Conversion, Placements, placements
 from evomerge.errors import Fault, RecipeError
+
+_fitting: WeakKeyDictionary[torch.nn.Module, tuple[object, Placements]] = WeakKeyDictionary()
+"""What was found to fit into a live model last, so that the next candidate need not look."""
 
 
 class LiveTensors:
@@ -47,10 +51,28 @@ class LiveTensors:
             RecipeError: names, shapes or types do not fit; everything at once.
         """
         self._shapes = dict(shapes)
-        self._placed = placements(self._model, shapes)
+        looked_at = (self._shapes, dtype, self._looks())
+        known = _fitting.get(self._model)
+        if known is not None and known[0] == looked_at:
+            self._placed = known[1]
+        else:
+            self._placed = placements(self._model, shapes)
+            self._refuse(shapes, dtype, place)
+            _fitting[self._model] = (looked_at, self._placed)
         self._conversions = {
             name: one for one in self._placed.conversions for name in one.group.sources
         }
+
+    def _looks(self) -> list[object]:
+        """All of the live model that a check depends on."""
+        return [
+            (name, id(one), one.shape, one.dtype, one.device, one.is_contiguous())
+            for name, one in self._tensors.items()
+        ]
+
+    def _refuse(
+        self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, place: str
+    ) -> None:
         faults = [fault for name, shape in shapes.items() for fault in self._faults(name, shape)]
         faults += self._filling_faults()
         for kind in sorted(self._types(shapes), key=str):

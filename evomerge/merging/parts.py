@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -43,11 +43,20 @@ class Part:
         # A model without weight has no part in the result; nothing need be looked up for it.
         self.density = contribution.density if contribution.weight else 1.0
         self.of_weights = spec.mask_of == "weights"
-        self.masked = TaskVector(None if self.of_weights else base, tensor)
         self.base_key = spec.base
         self.key = (None if self.of_weights else spec.base, contribution.model, contribution.tensor)
-        self.stream = Stream(spec.mask_seed, contribution.label, contribution.tensor)
+        self.mask_seed = spec.mask_seed
         self._bound: float | None = None
+
+    @cached_property
+    def masked(self) -> TaskVector:
+        """What is masked: the task vector, or the model's own weights."""
+        return TaskVector(None if self.of_weights else self.base, self.tensor)
+
+    @cached_property
+    def stream(self) -> Stream:
+        """Where the numbers of random masks come from."""
+        return Stream(self.mask_seed, self.contribution.label, self.contribution.tensor)
 
     def unit(self, memory: Memory) -> float:
         """The power of two whose inverse is the unit of this tensor's sums."""

@@ -23,7 +23,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -56,8 +56,7 @@ class Programs:
 
     def __init__(self, device: torch.device, ahead: int = 0) -> None:
         self._device = device
-        self._ready: dict[Kernel, Program | None] = {}
-        self._spent: dict[Kernel, float] = {}
+        self._known: dict[Kernel, _Known] = {}
         self.ahead = ahead
 
     def run(
@@ -83,16 +82,17 @@ class Programs:
 
     def pieces(self, kernel: Kernel, numel: int) -> list[tuple[int, int]]:
         """The pieces to run a kernel in, first element and the one after the last."""
-        step = TILE if self._program(kernel) is None else WHOLE
+        step = WHOLE if self.compiled(kernel) else TILE
         return [(start, min(start + step, numel)) for start in range(0, numel, step)]
 
     def compiled(self, kernel: Kernel) -> bool:
         """Whether a kernel runs compiled."""
-        return self._program(kernel) is not None
+        return self._look_up(kernel).program is not None
 
     def run_piece(self, kernel: Kernel, tensors: list[torch.Tensor]) -> None:
         """Run a kernel over one piece: all that it reads and writes, the tables last."""
-        program = self._program(kernel)
+        known = self._look_up(kernel)
+        program = known.program
         # A compiled program is made for any length but these two.
         if program is not None and tensors[0].shape[0] > 1:
             program(tensors)
@@ -100,37 +100,45 @@ class Programs:
         began = time.perf_counter()
         with torch.no_grad():
             kernels.run(kernel, tensors)
-        self._spent[kernel] = self._spent.get(kernel, 0.0) + time.perf_counter() - began
+        known.spent += time.perf_counter() - began
 
-    def _program(self, kernel: Kernel) -> Program | None:
-        """The compiled kernel; None where it is run as it is."""
-        known = self._ready.get(kernel)
-        if known is not None or (kernel in self._ready and not self._pays(kernel)):
+    def _look_up(self, kernel: Kernel) -> _Known:
+        known = self._known.get(kernel)
+        if known is None:
+            known = self._known[kernel] = _Known()
+        elif known.program is not None or not self._pays(kernel, known.spent):
             return known
-        made = self._make(kernel)
-        self._ready[kernel] = made
-        return made
+        known.program = self._make(kernel, known.spent)
+        return known
 
-    def _make(self, kernel: Kernel) -> Program | None:
+    def _make(self, kernel: Kernel, spent: float) -> Program | None:
         if self._device.type != "cpu":
             return _compiled_in_process(kernel)
         if _mode() == "never":
             return None
         try:
             path = _path(kernel)
-            if not path.exists() and self._pays(kernel):
+            if not path.exists() and self._pays(kernel, spent):
                 compile_into_cache(kernel)
             return _load(kernel, path) if path.exists() else None
         except (OSError, RuntimeError) as problem:  # no home, or one that cannot be searched
             _gave_up(kernel, problem)
             return None
 
-    def _pays(self, kernel: Kernel) -> bool:
+    def _pays(self, kernel: Kernel, spent: float) -> bool:
         """Whether compiling costs less than what has been, and will be, computed without."""
-        if kernel in _FAILED or _mode() == "never":
+        mode = _mode()
+        if mode == "never" or kernel in _FAILED:
             return False
-        ahead = EAGER * self.ahead
-        return _mode() == "always" or self._spent.get(kernel, 0.0) + ahead > COMPILING
+        return mode == "always" or spent + EAGER * self.ahead > COMPILING
+
+
+@dataclass
+class _Known:
+    """A kernel's program, None where it runs as it is, and the seconds that this took so far."""
+
+    program: Program | None = None
+    spent: float = 0.0
 
 
 def compile_into_cache(kernel: Kernel) -> bool:

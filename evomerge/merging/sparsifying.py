@@ -41,7 +41,10 @@ def sparsify(
         programs: runs kernels.
         whole: thresholds over all of the models' tensors, where the variant has them.
     """
-    found = _Sparsifier(spec, parts, memory, programs).find(whole)
+    if whole is None and METHODS[spec.method].sparsifier is None:
+        found = Sparsified("all", [1.0] * len(parts))
+    else:
+        found = _Sparsifier(spec, parts, memory, programs).find(whole)
     found.of_weights = spec.mask_of == "weights"
     return found
 

@@ -82,6 +82,8 @@ class Stored:
         return self.like.dtype(name)
 
     def tensor(self, name: str) -> torch.Tensor:
+        if self._residency is not None and self.at_place:
+            return self.held(name)
         if self._ahead is not None:
             return self._ahead.take((self.reference, name)).arrived()
         return self.send(name).arrived()
@@ -172,17 +174,19 @@ def read_ahead(
     Raises:
         CheckpointError: the files of a model that is mapped have changed.
     """
-    origins = {}
-    for key in dict.fromkeys(key for spec in specs for key in _inputs(spec)):
-        origin = sources[key[0]].origin(key[1])
-        if origin is not None:
-            origins[key] = origin[0], (origin[0].reference, origin[1])
-    stored = {one.reference: one for one, _ in origins.values()}
+    models = dict.fromkeys(model for spec in specs for model, _ in _inputs(spec))
+    behind = (_behind(sources[model]) for model in models)
+    stored = {one.reference: one for one in behind if one is not None}
     for one in stored.values():
         one.check_unchanged()
     if all(one.at_place for one in stored.values()):
         yield  # at every candidate of a search: planning what to read took as long as a small merge
         return
+    origins = {}
+    for key in dict.fromkeys(key for spec in specs for key in _inputs(spec)):
+        origin = sources[key[0]].origin(key[1])
+        if origin is not None:
+            origins[key] = origin[0], (origin[0].reference, origin[1])
     rounds = [[origins[key][1] for key in _inputs(spec) if key in origins] for spec in specs]
     ahead = ReadAhead(
         [key for one in rounds for key in one],
@@ -197,6 +201,12 @@ def read_ahead(
     finally:
         for one in following:
             one.follow(None)
+
+
+def _behind(source: Source) -> Stored | None:
+    """The stored model whose tensors a model presents; None where it is made."""
+    origins = (source.origin(name) for name in source.names)
+    return next((origin[0] for origin in origins if origin is not None), None)
 
 
 def _inputs(spec: TensorMerge) -> list[Wanted]:

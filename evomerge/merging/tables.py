@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -24,17 +26,21 @@ class Tables:
     def __init__(self, models: int, device: torch.device) -> None:
         columns = max(models, 2)
         self._device = device
-        self._floats = [[0.0] * columns for _ in F]
-        self._ints = [[0] * columns for _ in I]
+        self._floats = np.zeros((len(F), columns))
+        self._ints = np.zeros((len(I), columns), dtype=np.int32)
         self._streams: dict[int, Stream] = {}
         self._largest: dict[tuple[F, int], Largest] = {}
 
     def set(self, row: F | I, column: int, value: float) -> None:
         """Fill one place, the same for all pieces."""
         if isinstance(row, F):
-            self._floats[row][column] = value
+            self._floats[row, column] = value
         else:
-            self._ints[row][column] = int(value)
+            self._ints[row, column] = int(value)
+
+    def fill(self, row: F, values: Sequence[float]) -> None:
+        """Fill a row's first places, the same for all pieces."""
+        self._floats[row, : len(values)] = values
 
     def draw(self, column: int, stream: Stream) -> None:
         """Let a model's numbers come from a stream."""
@@ -48,12 +54,14 @@ class Tables:
         """``floats`` and ``ints`` for a piece from element ``start`` on."""
         for column, stream in self._streams.items():
             for key, value in stream.keys(start).items():
-                self._ints[key][column] = value
+                self._ints[key, column] = value
         for (row, column), found in self._largest.items():
             later, last = _BEHIND[row]
-            self._floats[row][column], self._floats[later][column] = found.limit, found.later
-            self._ints[last][column] = min(max(found.last - start, -1), _FAR)
+            self._floats[row, column], self._floats[later, column] = found.limit, found.later
+            self._ints[last, column] = min(max(found.last - start, -1), _FAR)
         with np.errstate(over="ignore"):  # a huge coefficient is infinite
-            floats = torch.from_numpy(np.array(self._floats, dtype=np.float32))
-        ints = torch.from_numpy(np.array(self._ints, dtype=np.int32))
+            floats = torch.from_numpy(self._floats.astype(np.float32))
+        ints = torch.from_numpy(self._ints.copy())
+        if self._device.type == "cpu":
+            return floats, ints
         return floats.to(self._device), ints.to(self._device)

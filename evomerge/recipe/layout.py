@@ -43,6 +43,8 @@ class Layout:
 
     def at_layer(self, name: str, layer: int) -> str:
         """The name that a layer's tensor has in another layer."""
+        if layer == self.tensors[name]:
+            return name
         parts = name.split(".")
         parts[parts.index(str(self.tensors[name]))] = str(layer)
         return ".".join(parts)

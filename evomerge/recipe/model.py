@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -235,6 +235,15 @@ class Recipe:
         own = (source.parameters,) if source else ()
         module = (self.modules[0].parameters,) if self.modules else ()
         return (*own, block.parameters, *module, self.parameters)
+
+    @property
+    def wiring(self) -> Hashable:
+        """Equal for recipes whose merged tensors are made of the same tensors."""
+        blocks = self.blocks
+        return tuple(
+            (self.base_of(block), tuple((one.model, one.layers) for one in block.sources))
+            for block in blocks
+        )
 
     @property
     def models_named(self) -> tuple[ModelReference, ...]:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from evomerge.errors import Fault, RecipeError
 from evomerge.recipe.checks import several_problem
@@ -26,6 +27,8 @@ from evomerge.recipe.model import Recipe, Slice, Source
 from evomerge.recipe.ranges import density_problem
 from evomerge.recipe.settings import Value, lookup
 from evomerge.references import ModelReference
+
+_T = TypeVar("_T")
 
 
 def output_layers(recipe: Recipe, num_layers: int) -> int:
@@ -144,6 +147,25 @@ class _Resolver:
         self._faults: dict[tuple[str, str], list[str]] = {}
         # model → the one value that all its tensors have, where a model is trimmed as a whole.
         self._whole: dict[ModelReference, float] = {}
+        # Without filters all tensors of a depth have the same coefficients: found once.
+        self._filtered = any(
+            parameters.filtered
+            for block in recipe.blocks
+            for level in ((), *((source,) for source in block.sources))
+            for parameters in recipe.levels(block, *level)
+        )
+        self._found: dict[Hashable, Any] = {}
+
+    def _once(self, owner: Source | Slice, name: str, t: float, find: Callable[[], _T]) -> _T:
+        """What holds for a block's or a source's tensors of a depth; with filters, for one."""
+        key = (id(owner), t, name if self._filtered else "")
+        if key not in self._found:
+            faults = sum(map(len, self._faults.values()))
+            found = find()
+            if faults != sum(map(len, self._faults.values())):
+                return found  # every tensor that is concerned is counted
+            self._found[key] = found
+        return self._found[key]
 
     def merge(self, tensor: _Tensor) -> TensorMerge:
         base = self._recipe.base_of(tensor.block)
@@ -156,9 +178,10 @@ class _Resolver:
                 base_input = (source.model, name)
             else:
                 contributions.append(self._contribution(source, name, tensor))
-        spec, shared = self._spec, self._shared
-        normalize = bool(shared("normalize", spec.normalize, tensor))
-        if normalize and spec.consensus == "blend" and sum(c.weight for c in contributions) == 0:
+        spec = self._spec
+        shared = self._once(tensor.block, tensor.name, tensor.t, lambda: self._all_shared(tensor))
+        divides = shared["normalize"] and spec.consensus == "blend"
+        if divides and sum(c.weight for c in contributions) == 0:
             problem = f"the weights sum to 0 and {spec.name} divides by their sum"
             self._fault(tensor.block.place, f"{problem} (normalize: false would not)", tensor.name)
         return TensorMerge(
@@ -166,21 +189,33 @@ class _Resolver:
             method=spec.name,
             base=base_input,
             contributions=tuple(contributions),
-            normalize=normalize,
-            rescale=bool(shared("rescale", spec.rescale, tensor)),
-            lambda_=float(shared("lambda", spec.lambda_, tensor)),
             mask_seed=self._recipe.mask_seed,
             variant=self._recipe.variant,
             mask_by=self._recipe.mask_by,
             mask_of=self._recipe.mask_of,
-            t=self._t(tensor),
-            select_topk=float(shared("select_topk", spec.select_topk, tensor)),
-            flatten=bool(shared("nuslerp_flatten", True, tensor)),
-            row_wise=bool(shared("nuslerp_row_wise", False, tensor)),
-            filter_wise=bool(shared("filter_wise", False, tensor)),
+            **shared,
         )
 
+    def _all_shared(self, tensor: _Tensor) -> dict[str, Any]:
+        """What all models share."""
+        spec, shared = self._spec, self._shared
+        return {
+            "normalize": bool(shared("normalize", spec.normalize, tensor)),
+            "rescale": bool(shared("rescale", spec.rescale, tensor)),
+            "lambda_": float(shared("lambda", spec.lambda_, tensor)),
+            "t": self._t(tensor),
+            "select_topk": float(shared("select_topk", spec.select_topk, tensor)),
+            "flatten": bool(shared("nuslerp_flatten", True, tensor)),
+            "row_wise": bool(shared("nuslerp_row_wise", False, tensor)),
+            "filter_wise": bool(shared("filter_wise", False, tensor)),
+        }
+
     def _contribution(self, source: Source, name: str, tensor: _Tensor) -> Contribution:
+        values = self._once(source, name, tensor.t, lambda: self._values(source, name, tensor))
+        return Contribution(source.model, self._labels[source.model], name, **values)
+
+    def _values(self, source: Source, name: str, tensor: _Tensor) -> dict[str, float]:
+        """What a model has its own of."""
         spec, whole = self._spec, self._spec.trims_whole(self._recipe.variant)
         defaults: dict[str, float | None] = {
             "weight": None,
@@ -206,7 +241,7 @@ class _Resolver:
             self._fault(places["density"], f"{source.model}: {problem}", name)
         if whole:
             values[whole] = self._one_value(source, whole, values[whole], places[whole], name)
-        return Contribution(source.model, self._labels[source.model], name, **values)
+        return values
 
     def _one_value(
         self, source: Source, parameter: str, value: float, place: str, name: str

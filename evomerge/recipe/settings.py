@@ -70,6 +70,12 @@ class Parameters:
                 return case.at(t)
         return None
 
+    @property
+    def filtered(self) -> bool:
+        """Whether some value holds for some tensors only."""
+        cases = (case for setting in self.settings.values() for case in setting)
+        return any(case.filter is not None for case in cases)
+
     def place(self, name: str) -> str:
         """Where a parameter stands, for messages."""
         return self.places.get(name, name)
