@@ -11,8 +11,10 @@ last one counts.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import struct
 import uuid
 import zlib
@@ -92,8 +94,8 @@ class ItemLog:
             if layout != self._layout:
                 frame = _framed(_LAYOUT, json.dumps(layout, separators=(",", ":")).encode())
             frame += _framed(_TRIAL, _NUMBER.pack(trial) + _packed(scores))
-            file.write(frame)
-            file.flush()
+            if file.write(frame) < len(frame):  # a disk that is all but full takes a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._layout = layout
         except OSError as problem:
             self.close()  # what it left half written is cut off when it is opened again

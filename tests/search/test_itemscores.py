@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,24 @@ def test_nothing_is_told_that_was_not_kept(
     search(again, problem, path, 9)
     complete = [r.number for r in again.records() if r.state == "complete"]
     assert list(ItemScores(path, str(log_key(again)))) == complete
+
+
+def test_a_full_disk_is_told_and_costs_no_trial_but_its_own(tmp_path: Path) -> None:
+    """What a disk takes of a write before it is full is no success."""
+    path = tmp_path / "items.scores"
+    keep(path, {0: scores_of(0), 1: scores_of(1)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = ItemLog(path, "s")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 30, hard))
+    try:
+        with pytest.raises(StudyError, match="cannot be written"):
+            log.append(2, scores_of(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.append(3, scores_of(3))
+    log.close()
+    assert list(ItemScores(path, "s")) == [0, 1, 3]
+    assert_same(ItemScores(path, "s")[3], scores_of(3))
 
 
 def test_a_study_knows_its_frames(tmp_path: Path) -> None:
