@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evomerge.arguments import (
     begun_fingerprints,
@@ -18,10 +18,10 @@ from evomerge.arguments import (
     tell_beyond_mergekit,
     write_new,
 )
+from evomerge.assessing import evaluate as evaluate
 from evomerge.errors import EvomergeWarning
 
 if TYPE_CHECKING:
-    from evomerge.evaluation import Scores, TaskRequest
     from evomerge.merging import MergeSummary
     from evomerge.recipe import Recipe
     from evomerge.report import StudyReport
@@ -220,27 +220,6 @@ def search(
             sweep()  # what the workers shared; they may have been killed
         files.finish(outcome.progress)
     return SearchResult(StudyReport(store, folder), folder.path, outcome)
-
-
-def evaluate(
-    model: str | Path | Recipe,
-    tasks: Sequence[str | TaskRequest],
-    **options: Any,
-) -> Scores:
-    """Score a model, or the model that a recipe makes, on lm-eval tasks.
-
-    Args:
-        model: a folder, a hub name, a recipe or a recipe's file (merged in memory).
-        tasks: names, with every metric that they report, or requests.
-        options: as :func:`evomerge.assessing.evaluate_models` takes them.
-
-    Raises:
-        InputError: everything that is wrong with the model, the recipe and the tasks.
-        TrialError: the model's answers are no numbers.
-    """
-    from evomerge.assessing import evaluate_models
-
-    return evaluate_models([model], tasks, **options)[0].scores
 
 
 def estimate_search(

@@ -13,9 +13,57 @@ from evomerge.arguments import check_backend, check_device, model_or_stages, wri
 from evomerge.errors import Fault, InputError, TaskError
 
 if TYPE_CHECKING:
-    from evomerge.evaluation import TaskRequest
+    from evomerge.evaluation import Scores, TaskRequest
     from evomerge.recipe import Recipe
     from evomerge.search.assessment import Evaluation, Scorable
+
+
+def evaluate(
+    model: str | Path | Recipe,
+    tasks: Sequence[str | TaskRequest],
+    *,
+    metrics: Sequence[str] = (),
+    items: int | None = None,
+    num_fewshot: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+    apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = True,
+    system_instruction: str | None = None,
+    include_path: Sequence[Path] = (),
+    trust_remote_code: bool = False,
+    confirm_unsafe: bool = False,
+    samples: Path | None = None,
+    backend: str = "hf",
+) -> Scores:
+    """Score a model, or the model that a recipe makes: :func:`evaluate_models` of one.
+
+    Args:
+        model: a folder, a hub name, a recipe or a recipe's file (merged in memory).
+        tasks: names, with every metric that they report, or requests.
+
+    The others are those of :func:`evaluate_models`, and so are the errors.
+    """
+    found = evaluate_models(
+        [model],
+        tasks,
+        metrics=metrics,
+        items=items,
+        num_fewshot=num_fewshot,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn,
+        system_instruction=system_instruction,
+        include_path=include_path,
+        trust_remote_code=trust_remote_code,
+        confirm_unsafe=confirm_unsafe,
+        samples=samples,
+        backend=backend,
+    )
+    return found[0].scores
 
 
 def evaluate_models(
