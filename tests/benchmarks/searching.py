@@ -18,6 +18,8 @@ from evomerge.search.records import TrialRecord
 from evomerge.search.workers import RayPool
 from tests.benchmarks.timers import ARITHMETIC, FORWARD, Timed
 
+_ROOT = str(Path(__file__).resolve().parents[2])
+
 WARM = 20
 """Searched trials that are not counted: a worker's first ones find nothing remembered."""
 
@@ -175,6 +177,8 @@ def _timed_workers() -> Iterator[None]:
     def pool(make: object, *arguments: object, **options: object) -> RayPool:
         return RayPool(Timed(make), *arguments, **options)  # type: ignore[arg-type]
 
-    even = {"RAY_worker_niceness": "0"}
+    # Workers find this package wherever they are started.
+    path = os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
+    even = {"RAY_worker_niceness": "0", "PYTHONPATH": path}
     with patch("evomerge.search.workers.RayPool", pool), patch.dict(os.environ, even):
         yield

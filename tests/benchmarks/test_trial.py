@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -122,14 +124,17 @@ def small_space() -> str:
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("mergekit")
     report, space = tmp_path / "report.json", tmp_path / "small.yaml"
     space.write_text(small_space())
     settings = "--trials 30 --warm 2 --mergekit 1 --workers 1"
-    assert main([*settings.split(), "--space", str(space), "--json", str(report)]) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"^trials per second +[\d.]+$", printed, re.MULTILINE)
+    command = [sys.executable, "-m", "tests.benchmarks.trial", *settings.split()]
+    command += ["--space", str(space), "--json", str(report)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^trials per second +[\d.]+$", done.stdout, re.MULTILINE)
     data = json.loads(report.read_text())
     assert data["trials"] == 24, "without four baselines and two first ones"
     assert 0.05 < data["share"] < 1

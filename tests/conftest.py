@@ -1,0 +1,9 @@
+"""What all tests have in common."""
+
+from __future__ import annotations
+
+import os
+
+# lm-eval's bootstrap forks this process, whose other threads (torch's, Ray's) may hold locks then:
+# the children wait for ever. Without its pool it draws the same numbers.
+os.environ.setdefault("DISABLE_MULTIPROC", "1")
