@@ -184,21 +184,6 @@ def staged_engine_of(
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A live model with its tokenizer.
-
-    Args:
-        model: in evaluation mode.
-        tokenizer: Hugging Face's.
-        device: where the model is.
-    """
-
-    model: Any
-    tokenizer: Any
-    device: str
-
-
-@dataclass(frozen=True)
 class OpenedModel:
     """A model that was found, with what questions need of it; its weights are not read yet.
 
@@ -259,18 +244,6 @@ def open_model(
 
     tokenizer = engine.target.vocabulary.tokenizer.load()
     return OpenedModel(tokenizer, engine.like.model_config(), where, merged)
-
-
-def live_model(
-    source: ModelReference | Sequence[Recipe],
-    dtype: str | None = None,
-    device: str | None = None,
-    *,
-    trust_remote_code: bool = False,
-) -> LoadedModel:
-    """What :func:`open_model` finds, alive."""
-    opened = open_model(source, dtype, device, trust_remote_code=trust_remote_code)
-    return LoadedModel(opened.load(), opened.tokenizer, opened.device)
 
 
 def items_of(plan: EvaluatorPlan, tokenizer: Any, config: Any, part: str) -> ItemSet:

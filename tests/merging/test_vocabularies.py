@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from evomerge.errors import CheckpointError, EvomergeWarning, RecipeError
 from evomerge.merging import MergeEngine, StagedEngine, write_merge
 from evomerge.recipe import Recipe
-from evomerge.search.evaluator import live_model
+from evomerge.search.evaluator import open_model
 from tests.merging.speakers import (
     EMBEDDING,
     HEAD,
@@ -182,7 +182,7 @@ def test_a_shared_head_is_merged_with_heads_of_their_own(
         with pytest.warns(EvomergeWarning, match="of its own"):
             write_merge(recipes, out)
         with pytest.warns(EvomergeWarning, match="of its own"):
-            live = live_model(recipes, device="cpu").model
+            live = open_model(recipes, device="cpu").load()
         written, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
         assert not report["missing_keys"]
         assert not config_of(out)["tie_word_embeddings"]
@@ -472,14 +472,14 @@ def test_a_written_model_is_what_the_live_one_was(
     with pytest.warns(EvomergeWarning):
         write_merge([recipe], tmp_path / "out")
     with pytest.warns(EvomergeWarning):
-        loaded = live_model([recipe], device="cpu")
+        loaded = open_model([recipe], device="cpu")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     same_bits(dict(written.state_dict()), stored(tmp_path / "out"))
-    same_bits(dict(written.state_dict()), dict(loaded.model.state_dict()))
+    same_bits(dict(written.state_dict()), dict(loaded.load().state_dict()))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = {"union": 14, "tools": 13, "None": 12}[str(source)]
     assert len(tokenizer) == expected == config_of(tmp_path / "out")["vocab_size"]
-    assert written.config.vocab_size == loaded.model.config.vocab_size == expected
+    assert written.config.vocab_size == loaded.load().config.vocab_size == expected
     text = "w1 <tool> w3 w8"
     assert tokenizer.encode(text) == loaded.tokenizer.encode(text)
     if source:
