@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from evomerge.search.records import TrialRecord
 
 
-_FILES = ("best.yaml", "trials.csv", "heldout.json", "provenance.json")
+_FILES = ("best.yaml", "trials.csv", "items.scores", "heldout.json", "provenance.json")
 
 
 def run_search(space: Path, **options: Any) -> None:
