@@ -83,7 +83,7 @@ def test_numbers_stay_whole_in_a_narrow_terminal(
 def test_a_study_without_a_verdict(world: World) -> None:
     result = run("search", world.space(), "--trials", 4)
     assert "heldout.json" not in said(result)
-    assert "(best.yaml, trials.csv, provenance.json)" in said(result)
+    assert "(best.yaml, trials.csv, items.scores, provenance.json)" in said(result)
     best = said(run("best", "small"))
     assert (
         "There is no held-out result for the present winner: the search has not come to its end, "
