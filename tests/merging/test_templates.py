@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from evomerge.errors import RecipeError
 from evomerge.merging import write_merge
-from evomerge.search.evaluator import live_model
+from evomerge.search.evaluator import open_model
 from tests.merging.speakers import WORDS, blend, speaker
 
 MESSAGES = [
@@ -29,7 +29,7 @@ def written(folder: Path, name: str, **said: str) -> str:
     write_merge([recipe], folder / "out")
     tokenizer = AutoTokenizer.from_pretrained(folder / "out")
     rendered = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    live = live_model([recipe], device="cpu").tokenizer
+    live = open_model([recipe], device="cpu").tokenizer
     again = live.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     assert again == rendered
     return str(rendered)
