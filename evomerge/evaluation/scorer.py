@@ -99,6 +99,10 @@ class Scorer:
     def score(self, *, bootstrap: int = 0) -> Scores:
         """The model's scores, equal to ``lm_eval.simple_evaluate``'s on ``items.samples``.
 
+        One case aside: where two items read the same tokens and are scored on differently many of
+        them, lm-eval 0.4.13 misreads the logits that it reuses (``HFLM`` with ``logits_cache``, its
+        default). Ours are then its numbers without that cache.
+
         Args:
             bootstrap: resamples for the standard errors of metrics that are no mean (perplexity);
                 0 for none.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from evomerge.evaluation import ItemSet, MetricName, Scorer, Setting, TaskRequest, build_items
 from evomerge.evaluation.scores import Scores
@@ -27,6 +28,7 @@ def reference(
     names: list[str],
     *,
     batch_size: int = 1,
+    logits_cache: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
     """``simple_evaluate`` itself."""
@@ -35,7 +37,12 @@ def reference(
     from lm_eval.tasks import TaskManager
 
     results = simple_evaluate(
-        HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
+        HFLM(
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=batch_size,
+            logits_cache=logits_cache,
+        ),
         tasks=names,
         samples=items.samples,
         task_manager=TaskManager(include_path=str(folder.path), include_defaults=False),
@@ -150,6 +157,44 @@ def test_lm_eval_in_batches(model: Any, tokenizer: Any, folder: TaskFolder) -> N
         [TaskRequest(task, MetricName("exact_match", "whole"))],
         batch_size=5,
     )
+
+
+def test_one_text_cut_at_two_places(model: Any, tokenizer: Any, folder: TaskFolder) -> None:
+    """Both items read ``king sees``; the second is scored on two tokens, the first on one.
+
+    lm-eval 0.4.13 runs such a text once and keeps the logits of the longer continuation; for the
+    shorter one it then takes their first positions (``gather`` in ``_loglikelihood_tokens``), where
+    it is to take the last. Its numbers without that cache are right, and ours are these.
+    """
+    rows = [{"text": "king sees", "last": " ship"}, {"text": "king", "last": " sees fish"}]
+    task = folder.add(
+        "cut",
+        {"test": rows},
+        output_type="loglikelihood",
+        doc_to_text="{{text}}",
+        doc_to_target="{{last}}",
+        metric_list=[{"metric": "perplexity", "aggregation": "perplexity"}],
+    )
+    requests = [TaskRequest(task, MetricName("perplexity"))]
+    _, right = run_both(model, tokenizer, folder, requests, logits_cache=False)
+    items = build_items(
+        requests, Setting(include_path=(folder.path,)), tokenizer, max_length=LENGTH
+    )
+    first, second = (query.window for query in items.queries)
+    assert first.tokens == second.tokens
+    assert (len(first.targets), len(second.targets)) == (1, 2)
+    wrong = reference(model, tokenizer, folder, items, [task])
+    (cached, exact), (same, too) = (
+        [run["samples"][task][number]["filtered_resps"][0][0] for run in (wrong, right)]
+        for number in (0, 1)
+    )
+    assert abs(cached - exact) > 0.1, "lm-eval was mended: then this test and its note can go"
+    assert same == pytest.approx(too, abs=1e-5)
+    # What it says of the first item is how likely that word is where the second one's begins.
+    with torch.inference_mode():
+        logits = model(torch.tensor([first.tokens])).logits[0].log_softmax(-1)
+    assert cached == pytest.approx(float(logits[-2, first.targets[0]]), abs=1e-4)
+    assert exact == pytest.approx(float(logits[-1, first.targets[0]]), abs=1e-4)
 
 
 @pytest.mark.parametrize(
