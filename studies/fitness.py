@@ -46,8 +46,11 @@ def winner(metric: str, order: str, items: int, seed: int, trials: int) -> float
     name = f"{metric}-{order}-{items}-{seed}"
     file = Path(f"{name}.yaml")
     file.write_text(yaml.safe_dump(space))
-    verdict = run(file, trials=trials).outcome.verdict
-    return float(np.mean([found["acc,none"][0] for found in verdict.winner.scores.values()]))
+    outcome = run(file, trials=trials).outcome
+    if outcome.verdict is None:
+        raise SystemExit(f"{name}: no winner to tell of: {outcome.no_verdict}")
+    scores = outcome.verdict.winner.scores.values()
+    return float(np.mean([found["acc,none"][0] for found in scores]))
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def engine(family: Family) -> MergeEngine:
 def test_the_live_model_is_the_written_one(
     family: Family, engine: MergeEngine, tmp_path: Path
 ) -> None:
-    live = engine.like.load_model()
+    live: Any = engine.like.load_model()
     before = logits(live)
     recipe = recipe_of(family, "dare_ties", (0.5, [0.2, 0.9]))
     engine.merge_into(live, recipe)
@@ -72,7 +73,7 @@ def test_the_tensors_are_those_of_the_files(family: Family, engine: MergeEngine)
 def test_a_zero_merge_is_the_base_and_a_whole_one_the_tuned_model(
     family: Family, engine: MergeEngine
 ) -> None:
-    live = engine.like.load_model()
+    live: Any = engine.like.load_model()
     for weights, path in (((0.0, 0.0), family.base), ((0.0, 1.0), family.tuned[1])):
         engine.merge_into(live, recipe_of(family, "task_arithmetic", weights))
         wanted = dict(type(live).from_pretrained(path).named_parameters())
@@ -84,7 +85,7 @@ def test_a_zero_merge_is_the_base_and_a_whole_one_the_tuned_model(
 def test_a_gradient_hits_each_layer(family: Family, engine: MergeEngine) -> None:
     # Layer i takes i/2 of the fine-tuned model, what stands outside nothing of it.
     recipe = recipe_of(family, "task_arithmetic", ([0.0, 1.0], 0.0))
-    live = engine.like.load_model()
+    live: Any = engine.like.load_model()
     engine.merge_into(live, recipe)
     kind = type(live)
     base, tuned = (kind.from_pretrained(path).state_dict() for path in family.all[:2])
@@ -213,7 +214,7 @@ def test_mergekit_makes_the_same(name: str, method: str, tmp_path: Path) -> None
     text = recipe_text(family, method, (0.5, [0.2, 0.9]), density=density)
     run_mergekit(text, tmp_path / "out")
     engine = MergeEngine(str(family.base), [str(path) for path in family.tuned])
-    live = engine.like.load_model()
+    live: Any = engine.like.load_model()
     engine.merge_into(live, Recipe.from_yaml(text))
     theirs = dict(type(live).from_pretrained(tmp_path / "out").named_parameters())
     for key, parameter in live.named_parameters():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_models_are_merged_whatever_the_names(way: str, which: str, tmp_path: Pa
     for family in (plain, mixed):
         recipe = recipe_of(family, "ties", (0.5, [0.2, 0.9]), density=1.0)
         engine = MergeEngine(str(family.base), [str(path) for path in family.tuned])
-        live = engine.like.load_model()
+        live: Any = engine.like.load_model()
         engine.merge_into(live, recipe)
         out = tmp_path / f"out {family.base.parent.name}"
         write_merge([recipe], out)
@@ -190,7 +191,7 @@ def test_what_a_model_is_known_to_do_without_is_merged_for_the_file_alone(tmp_pa
     for number, path in enumerate(family.all):
         rewrite(path, {**stored(path), extra: torch.full((4, 4), float(number))})
     engine = _engine(family)
-    live = engine.like.load_model()
+    live: Any = engine.like.load_model()
     recipe = recipe_of(family, "task_arithmetic", (0.5, 0.25))
     engine.merge_into(live, recipe)
     write_merge([recipe], tmp_path / "out")
