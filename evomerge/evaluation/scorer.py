@@ -72,6 +72,7 @@ class Scorer:
             for place, query in enumerate(self._queries)
             if isinstance(query, Generation)
         }
+        self._continuations = all(isinstance(query, Continuation) for query in self._queries)
         windows = [window for query in self._queries for window in _windows(query)]
         ends = np.cumsum([len(_windows(query)) for query in self._queries], dtype=int).tolist()
         self._spans = [slice(*span) for span in pairwise([0, *ends])]
@@ -129,7 +130,7 @@ class Scorer:
                 answers[place].append(text)
         # What cannot be answered differently was asked once, however often it is to be repeated.
         return [
-            given * (repeats // len(given))
+            given if len(given) == repeats else given * (repeats // len(given))
             for given, repeats in zip(answers, self._repeats, strict=True)
         ]
 
@@ -156,6 +157,8 @@ class Scorer:
             )
         # Python's own numbers: reading them one by one from an array is slow.
         values, hits = likelihood.tolist(), greedy.tolist()
+        if self._continuations:
+            return [[answer] for answer in zip(values, hits, strict=True)]
         answers: list[list[Answer]] = []
         for query, windows in zip(self._queries, self._spans, strict=True):
             if isinstance(query, Continuation):
