@@ -84,6 +84,7 @@ def evaluate_models(
     confirm_unsafe: bool = False,
     samples: Path | None = None,
     backend: str = "hf",
+    faults: Sequence[Fault] = (),
 ) -> list[Evaluation]:
     """Score models on the same items, one after another; nothing is loaded before all is checked.
 
@@ -104,6 +105,7 @@ def evaluate_models(
         confirm_unsafe: allow tasks that run the code which the model writes.
         samples: a new file (JSON lines) for the scores of every item.
         backend: what runs the models: ``hf`` (transformers) or ``vllm``.
+        faults: what the caller found wrong already; raised with all that is found here.
 
     Raises:
         InputError: everything that is wrong with models, tasks and options.
@@ -113,8 +115,9 @@ def evaluate_models(
     from evomerge.search.assessment import assess
     from evomerge.search.gathering import Faults
 
-    faults = Faults()
-    faults.gather(_check, tasks, dtype, device, samples, backend)
+    gathered = Faults()
+    gathered.add(faults, TaskError)
+    gathered.gather(_check, tasks, dtype, device, samples, backend)
     setting = Setting(
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=fewshot_as_multiturn,
@@ -126,7 +129,7 @@ def evaluate_models(
         [_finder(model, dtype, device, trust_remote_code, backend) for model in models],
         _requests(tasks, metrics, items, num_fewshot, seed),
         setting,
-        faults,
+        gathered,
         every_metric=not metrics,
     )
     if samples is not None:

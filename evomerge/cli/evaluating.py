@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.output import print_json, quiet_libraries, say, show_table, stderr, tell_note
-from evomerge.errors import Fault, TaskError
+from evomerge.errors import Fault
 
 if TYPE_CHECKING:
     from evomerge.evaluation import Comparison, TaskRequest
@@ -31,8 +31,8 @@ def run_evaluate(
     quiet_libraries()
     metrics = [name.strip() for name in metric]
     models = [model] if compare is None else [model, compare]
-    requests = _requests(tasks, options)
-    found = evaluate_models(models, requests, metrics=metrics, **options)
+    requests, faults = _requests(tasks, options)
+    found = evaluate_models(models, requests, metrics=metrics, faults=faults, **options)
     difference = found[0].against(found[1]) if compare is not None else None
     if as_json:
         print_json(_report(models, found, difference, {**options, "metrics": metrics}))
@@ -40,42 +40,45 @@ def run_evaluate(
     for note in dict.fromkeys(note for evaluation in found for note in evaluation.notes):
         tell_note(note, stderr)
     if difference is None:
-        _show(found[0], {name.partition(",")[0] for name in metrics})
+        _show(found[0], metrics)
     else:
         _show_difference(models, difference)
 
 
-def _requests(tasks: str, options: Mapping[str, Any]) -> list[TaskRequest]:
-    """``a,b=50``: tasks, some with a number of items of their own.
+def _requests(tasks: str, options: Mapping[str, Any]) -> tuple[list[TaskRequest], list[Fault]]:
+    """``a,b=50``: tasks, some with a number of items of their own, and the numbers that are none.
 
-    Raises:
-        TaskError: a number is none.
+    A task whose number is none is asked for all the same, so that what else is wrong with it is
+    found.
     """
     from evomerge.evaluation import TaskRequest
 
     requests, faults = [], []
     for text in filter(None, (part.strip() for part in tasks.split(","))):
         name, equals, number = (part.strip() for part in text.partition("="))
+        items = options["items"]
         if equals and not (number.isascii() and number.isdigit() and int(number) > 0):
             problem = f"{number!r} items; write {name}=100, or {name} alone"
             faults.append(Fault(f"task {name}", problem))
-            continue
-        items = int(number) if equals else options["items"]
+        elif equals:
+            items = int(number)
         request = TaskRequest(
             name, items=items, num_fewshot=options["num_fewshot"], seed=options["seed"]
         )
         requests.append(request)
-    if faults:
-        raise TaskError(faults)
-    return requests
+    return requests, faults
 
 
-def _show(evaluation: Evaluation, wanted: set[str]) -> None:
+def _show(evaluation: Evaluation, metrics: Sequence[str]) -> None:
+    """Every row, or those of the metrics that were asked for; a filter may be left open."""
+    from evomerge.evaluation import MetricName
+
+    wanted = [MetricName.parse(name) for name in metrics]
     rows: list[tuple[str, ...]] = []
     for task, score in evaluation.scores.tasks.items():
         count = str(len(score.doc_ids)) if score.doc_ids else ""
         for metric, value in score.metrics.items():
-            if not wanted or metric.name in wanted:
+            if not wanted or metric in wanted or MetricName(metric.name) in wanted:
                 error = "" if value.stderr is None else f"{value.stderr:.4f}"
                 rows.append((task, count, str(metric), f"{value.value:.4f}", error))
     show_table(("task", "items", "metric", "value", "± standard error"), rows, numbers=(1, 3, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,29 @@ def choices_of(name: str, task: Any) -> Choices:
             rows.append([])
         rows[instance.doc_id].append(place)
     return _filled([_Row.of(task, places) for places in rows])
+
+
+def refuse_uneven(name: str, task: Any) -> None:
+    """Refuse ``brier_score`` of documents with differing numbers of choices.
+
+    lm-eval takes the probabilities of all documents' choices as one matrix, and fails there.
+
+    Args:
+        name: the task's.
+        task: lm-eval's, its requests built.
+
+    Raises:
+        TaskError: the task reports it and has such documents.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or "brier_score" not in task.aggregation():
+        return
+    numbers = sorted(set(Counter(instance.doc_id for instance in task.instances).values()))
+    if len(numbers) > 1:
+        reason = (
+            f"reports brier_score, which wants as many choices of every document; these have "
+            f"{numbers[0]} to {numbers[-1]}: take the metric out of the task's metric_list"
+        )
+        raise TaskError.at(f"task {name}", reason)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lm_eval.api.metrics import acc_all, acc_all_stderr, mean, mean_stderr, samp
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 
 from evomerge.errors import TrialError
-from evomerge.evaluation.choices import Choices, choices_of
+from evomerge.evaluation.choices import Choices, choices_of, refuse_uneven
 from evomerge.evaluation.queries import Continuation, Query, Rolling
 from evomerge.evaluation.scores import TaskScore, Value
 from evomerge.evaluation.smooth import FILTER, SMOOTH, SmoothPlan
@@ -72,7 +72,12 @@ class TaskItems:
 
     @cached_property
     def own_metrics(self) -> tuple[MetricName, ...]:
-        """The metrics that the task reports by itself, found by judging made-up answers."""
+        """The metrics that the task reports by itself, found by judging made-up answers.
+
+        Raises:
+            TaskError: lm-eval cannot compute one of them on these documents.
+        """
+        refuse_uneven(self.name, self.task)
         made_up = [
             [_made_up(query)] * (instance.repeats or 1)  # some filters look at several answers
             for query, instance in zip(self.own_queries, self.task.instances, strict=True)

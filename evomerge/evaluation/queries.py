@@ -14,6 +14,8 @@ from typing import Any, Union
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from evomerge.errors import TaskError
+
 _EXTRA_LOOKBACK = 2
 """lm-eval looks for a stop sequence in two tokens more than it takes to write it."""
 
@@ -217,5 +219,15 @@ def context_length(config: Any, tokenizer: Any = None) -> int:
     Args:
         config: the model's ``transformers`` configuration.
         tokenizer: consulted where the configuration does not say; else 2048.
+
+    Raises:
+        TaskError: it is no length, such as XLNet's -1 for a model without a limit.
     """
-    return int(resolve_max_length(config, tokenizer))
+    length = int(resolve_max_length(config, tokenizer))
+    if length < 1:
+        reason = (
+            f"the longest input is {length} tokens by its config.json, with which lm-eval scores "
+            "nothing; write there how many it is to take (max_position_embeddings, 1 or more)"
+        )
+        raise TaskError.at(f"a model of type {getattr(config, 'model_type', '?')}", reason)
+    return length

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cli.worlds import World, run, said, strict_json, told
 
@@ -212,7 +213,7 @@ def test_the_scores_of_every_item_in_a_file(shared: World) -> None:
 def test_everything_that_is_wrong_at_once(shared: World) -> None:
     result = run(
         "evaluate", "quickstart/models/ad", "--compare", "quickstart/models/mots",
-        "--tasks", "quickstart_ad,quickstart_most", "--dtype", "f32", "--device", "tpux",
+        "--tasks", "quickstart_ad=0,quickstart_most", "--dtype", "f32", "--device", "tpux",
         "--samples", "nowhere/file", *OF_TASKS,
     )  # fmt: skip
     assert result.exit_code == 1
@@ -220,14 +221,49 @@ def test_everything_that_is_wrong_at_once(shared: World) -> None:
     expected = (
         "models/ad:",
         "models/mots:",
-        "task quickstart_ad:",
+        "task quickstart_ad: '0' items",
+        "task quickstart_ad: ",
         "'f32'",
         "'tpux'",
         "nowhere/file:",
     )
     for words in expected:
         assert words in text
-    assert "for 6 reasons" in text
+    assert "for 7 reasons" in text
+
+
+def test_a_filter_of_a_metric_is_shown_alone(shared: World, tmp_path: Path) -> None:
+    items = shared.root / "quickstart/tasks/items/add.search.jsonl"
+    definition = {
+        "task": "written",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(items)}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "prompt",
+        "doc_to_target": "{{choices[answer]}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3},
+        "metric_list": [{"metric": "exact_match"}],
+        "filter_list": [
+            {"name": name, "filter": [{"function": "take_first"}]} for name in ("whole", "strict")
+        ],
+    }
+    (tmp_path / "written.yaml").write_text(yaml.safe_dump(definition))
+    asked = (
+        "evaluate",
+        "quickstart/models/add",
+        "--tasks",
+        "written=2",
+        "--include-path",
+        tmp_path,
+    )
+    one = run(*asked, "--metric", "exact_match,strict")
+    assert one.exit_code == 0, one.stderr
+    assert "exact_match,strict" in one.stdout
+    assert "exact_match,whole" not in one.stdout
+    both = run(*asked)
+    assert "exact_match,strict" in both.stdout
+    assert "exact_match,whole" in both.stdout
 
 
 @pytest.mark.parametrize(

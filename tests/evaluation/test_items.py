@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import XLNetConfig
 
 from evomerge.errors import TaskError
-from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest, build_items
+from evomerge.evaluation import (
+    ItemSet,
+    MetricName,
+    Setting,
+    TaskRequest,
+    build_items,
+    context_length,
+)
 from evomerge.evaluation.choosing import choose, proportional
 from tests.evaluation import worlds
 from tests.evaluation.worlds import TaskFolder
@@ -221,6 +229,22 @@ def test_a_setting_that_cannot_be(folder: TaskFolder, tmp_path: Path) -> None:
     setting = Setting(include_path=(folder.path,))
     message = faults_of(lambda: build_items([TaskRequest(task)], setting, nameless, max_length=96))
     assert "neither a bos nor an eos token" in message
+
+
+def test_a_model_that_says_no_length_is_told() -> None:
+    message = faults_of(lambda: context_length(XLNetConfig()))
+    assert "type xlnet: the longest input is -1 tokens" in message
+    assert "max_position_embeddings, 1 or more" in message
+
+
+def test_a_brier_score_of_differing_numbers_of_choices_is_told(
+    build: Build, folder: TaskFolder
+) -> None:
+    """lm-eval itself fails only once all documents are scored."""
+    task = worlds.add_choices(folder, "uneven", metric_list=[{"metric": "brier_score"}])
+    message = faults_of(lambda: build([TaskRequest(task, MetricName("brier_score"))]))
+    assert "task uneven: reports brier_score" in message
+    assert "2 to 4" in message
 
 
 def test_texts_that_do_not_fit_name_the_document(build: Build, folder: TaskFolder) -> None:
