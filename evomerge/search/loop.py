@@ -187,7 +187,7 @@ class SearchLoop:
             return [self._copy(record, twin)]
         if not self._twins.waits(recipe, record):
             if asked and self._problem.prunes and record.kind != BASELINE:
-                record = replace(record, rival=self._standing.trial)
+                record = self._running[record.number] = replace(record, rival=self._standing.trial)
                 self._store.note(record.number, rival=record.rival)
             pool.submit(Job(record.number, recipe, incumbent=self._standing.of(record.rival)))
         return []
