@@ -14,9 +14,10 @@ import optuna
 import pytest
 import yaml
 
-from evomerge.errors import TrialError
+from evomerge.errors import StudyError, TrialError
 from evomerge.evaluation import Scores, TaskRequest, TaskScore, Value
 from evomerge.evaluation.incumbent import Incumbent
+from evomerge.report import StudyReport
 from evomerge.search.budget import EXHAUSTED, Budget
 from evomerge.search.itemscores import ItemScores, item_log, log_key
 from evomerge.search.loop import SearchLoop
@@ -235,6 +236,19 @@ def test_pruned_trials_keep_the_item_scores_that_there_are(tmp_path: Path) -> No
         assert len(task.doc_ids) == record.items
         right = answers(record.recipe or "")[list(task.doc_ids)]
         np.testing.assert_array_equal(task.items[ACC], right)
+    report = StudyReport(store)
+    table = report.table().set_index("trial")
+    for record in records:
+        row = table.loc[record.number]
+        assert row["state"] == record.state
+        assert row["items"] == record.items
+        assert (row["fitness"] == record.fitness) == (record.state == "complete")
+        assert (row["estimate"] == record.estimate) == (record.state == "pruned")
+    assert report.items == sum(record.items or 0 for record in records)
+    one = next(record for record in records if record.state == "pruned")
+    told = f"trial {one.number} was pruned: it was scored on {one.items} items"
+    with pytest.raises(StudyError, match=told):
+        report.compare(one.number, 0)
 
 
 def test_a_recipe_is_scored_once(tmp_path: Path) -> None:
