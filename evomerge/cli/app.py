@@ -78,8 +78,12 @@ def _root(
 def search(
     space: Space,
     trials: Annotated[
-        int, typer.Option(min=1, help="Trials that the study is to have in all.")
-    ] = 200,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trials of the study in all; else 200, or no limit with --items or --timeout.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Workers at once; else one per GPU, or one per CPU core."),
@@ -89,6 +93,20 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the space's.")] = None,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which no trial is started.")
+    ] = None,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Items that the study's trials may score in all; none starts once they are spent.",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop once so many full trials' items brought no gain beyond noise.",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster ('auto' finds the local one).")
@@ -117,6 +135,8 @@ def search(
         storage=storage,
         seed=seed,
         timeout=timeout,
+        items=items,
+        patience=patience,
         ray_address=ray_address,
         resources={"gpus": gpus, "cpus": cpus, "residency": residency},
         backend=backend,

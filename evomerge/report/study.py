@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import Fault, StudyError
 from evomerge.evaluation import Comparison, Scores, compare
 from evomerge.recipe import Recipe, read_recipes
+from evomerge.search.budget import best_of
 from evomerge.search.folder import ROOT, StudyFolder
 from evomerge.search.itemscores import ItemScores, log_key
-from evomerge.search.loop import best_of
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore, open_store, study_names
 from evomerge.search.verdict import Verdict, finalists
@@ -108,16 +108,25 @@ class StudyReport:
         Raises:
             StudyError: there is no such trial, or its item scores were not kept.
         """
-        for number in (a, b):
-            if self.trial(number).number not in self.item_scores:
-                where = "" if self._folder is None else f" in {self._folder.items}"
-                raise StudyError.at(self.name, f"trial {number} has no item scores{where}")
+        a, b = self._scored(a), self._scored(b)
         from evomerge.search.preparation import task_requests
         from evomerge.space import SearchSpace
 
         space = SearchSpace.model_validate_json(self.facts["space"])
         first, second = self.item_scores[a], self.item_scores[b]
         return compare(first, second, task_requests(space), plain_sum=space.plain_sum)
+
+    def _scored(self, number: int) -> int:
+        """The trial, or the twin, whose item scores were kept, on all the items."""
+        trial = self.trial(number)
+        place = trial.number if trial.twin is None else trial.twin
+        if trial.state == "pruned":
+            problem = f"trial {number} was pruned: it was scored on {trial.items} items only"
+            raise StudyError.at(self.name, problem)
+        if place not in self.item_scores:
+            where = "" if self._folder is None else f" in {self._folder.items}"
+            raise StudyError.at(self.name, f"trial {number} has no item scores{where}")
+        return place
 
     @property
     def best(self) -> TrialRecord | None:
@@ -144,6 +153,11 @@ class StudyReport:
     def counts(self) -> dict[str, int]:
         """State → number of trials."""
         return dict(Counter(trial.state for trial in self.trials))
+
+    @property
+    def items(self) -> int:
+        """How many items were scored for all the trials whose cost was kept."""
+        return sum(trial.items or 0 for trial in self.trials)
 
     def trial(self, number: int | None = None) -> TrialRecord:
         """A trial by its number, or the best one.
@@ -185,7 +199,7 @@ class StudyReport:
         return found[0]
 
     def table(self) -> pandas.DataFrame:
-        """One row per trial: state, fitness, scores, genome, seconds, reason of failure."""
+        """One row per trial: state, fitness, items, scores, genome, seconds, reason of failure."""
         import pandas
 
         return pandas.DataFrame([_row(trial) for trial in self.trials])
@@ -196,6 +210,7 @@ class StudyReport:
         return {
             "study": self.name,
             "trials": self.counts,
+            "items": self.items,
             "best": _trial_json(best),
             "best_baseline": _trial_json(baseline),
             "verdict": verdict.to_json() if verdict else None,
@@ -209,6 +224,10 @@ def _row(trial: TrialRecord) -> dict[str, Any]:
         "label": trial.label or "",
         "state": trial.state,
         "fitness": trial.fitness,
+        "items": trial.items,
+        "estimate": trial.estimate,
+        "rival": trial.rival,
+        "twin": trial.twin,
     }
     for task, metrics in trial.scores.items():
         for metric, (value, _stderr) in metrics.items():

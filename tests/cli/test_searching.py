@@ -156,8 +156,9 @@ def test_no_time_no_trial(world: World) -> None:
     assert run("export", "small").exit_code == 1
     as_json = strict_json(run("best", "small", "--json").stdout)
     assert as_json["best"] is None
-    searched(world.space(), "--trials", 4)
+    searched(world.space(), "--items", 4 * 40 - 1)  # the last one goes beyond it
     assert len(trials("small")) == 4
+    assert strict_json(run("best", "small", "--json").stdout)["items"] == 160
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "nul\0"])

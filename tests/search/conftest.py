@@ -12,6 +12,7 @@ from optuna.distributions import FloatDistribution
 
 from evomerge.errors import TrialError
 from evomerge.evaluation import MetricName, Scores, TaskScore, Value
+from evomerge.evaluation.incumbent import Incumbent
 from evomerge.search.pool import Job, Outcome
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.sampler import make_sampler
@@ -24,11 +25,18 @@ ACC = MetricName("acc", "none")
 class AnalyticProblem:
     """Genes in [0, 1]; a recipe is the genome as YAML; the fitness is the one score."""
 
+    items = 10
+
     def __init__(self, genes: int = 4) -> None:
         self.distributions = {f"weight/{i}": FloatDistribution(0.0, 1.0) for i in range(genes)}
 
     def recipe(self, genome: Mapping[str, float]) -> str:
         return yaml.safe_dump(dict(genome))
+
+    prunes = False
+
+    def incumbent(self, trial: int, fitness: float, scores: Scores) -> Incumbent | None:
+        return None
 
     def fitness(self, scores: Scores) -> float:
         return scores.value("landscape", ACC).value
@@ -56,7 +64,7 @@ class AnalyticEvaluator:
         self.jobs.append(job)
         value = self.objective(yaml.safe_load(job.recipe))
         score = TaskScore({ACC: Value(value, 0.01)}, {ACC: np.array([value])}, (0,))
-        return Outcome(job, Scores({"landscape": score}), {"merge": 0.0, "score": 0.0})
+        return Outcome(job, Scores({"landscape": score}), {"merge": 0.0, "score": 0.0}, items=10)
 
 
 def failing(objective: Objective, when: Callable[[int], bool]) -> Objective:

@@ -241,6 +241,15 @@ def test_many_mistakes_are_one_message(write: Write) -> None:
         ("tasks: [arc_easy]", "tasks: [a]\ntokenizer_source: a@", "tokenizer_source: 'a@' is ref"),
         ("tasks: [arc_easy]", "tasks: [a]\nmask_seed: -1", "mask_seed: -1 is refused: must be at"),
         ("tasks: [arc_easy]", "tasks: [a]\nsearch: {population: 1}", "1 is refused: must be at le"),
+        ("tasks: [arc_easy]", "tasks: [a]\nsearch: {rungs: [0.5, 0.25]}", "[0.5, 0.25] is refused"),
+        ("tasks: [arc_easy]", "tasks: [a]\nsearch: {rungs: [0.5, 1]}", "ascending, in (0, 1), su"),
+        ("tasks: [arc_easy]", "tasks: [a]\nsearch: {rungs: []}", "[] is refused; allowed: auto, n"),
+        ("tasks: [arc_easy]", "tasks: [a]\nsearch: {rungs: never}", "search.rungs: 'never' is ref"),
+        (
+            "tasks: [arc_easy]",
+            "tasks: [a]\nsearch: {patience: 0}",
+            "0 is refused: must be at least",
+        ),
         ("tasks: [arc_easy]", "tasks: [a]\nresources: {cpus: 0}", "0 is refused: must be above 0"),
     ],
 )

@@ -63,6 +63,8 @@ def test_what_changes_the_meaning(load: Load, small: str, old: str, new: str, ch
     [
         "resources: {workers: 2}",
         "search: {sampler: tpe, population: 8, sigma: 0.2, seed: 0}",
+        "search: {rungs: auto}",
+        "search: {rungs: [0.25, 0.5], patience: 40}",
         "name: other",
         "trust_remote_code: true",
         "confirm_unsafe: true",
