@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from evomerge.merging import MergeSummary
     from evomerge.recipe import Recipe
     from evomerge.report import StudyReport
+    from evomerge.search.budget import Budget, Observer, Progress
     from evomerge.search.estimate import Estimate
     from evomerge.search.evaluator import EvaluatorPlan
-    from evomerge.search.loop import Observer, Progress
     from evomerge.search.preparation import Preparation
     from evomerge.search.records import TrialRecord
     from evomerge.search.session import SearchOutcome
     from evomerge.space import SearchSpace
 
 TRIALS = 200
-"""How many trials a search has, where nobody says otherwise."""
+"""How many trials a search has, where nobody says when it is to stop."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,13 @@ def merge(
 def search(
     space: SearchSpace | str | Path,
     *,
-    trials: int = TRIALS,
+    trials: int | None = None,
     workers: int | None = None,
     study: str | None = None,
     storage: str | None = None,
     seed: int | None = None,
     timeout: float | None = None,
+    items: int | None = None,
     ray_address: str | None = None,
     include_path: Sequence[Path] = (),
     fresh: bool = False,
@@ -158,12 +159,15 @@ def search(
 
     Args:
         space: a space, or its file.
-        trials: how many trials the study is to have in all.
+        trials: how many trials the study is to have in all; None is :data:`TRIALS`, or no limit
+            where ``timeout`` or ``items`` says when to stop.
         workers: how many run at once; None is as many as there is room for.
         study: the study's name; None is the space's.
         storage: an Optuna storage URL; None is SQLite in the study's folder.
         seed: instead of the space's.
         timeout: seconds after which no trial is started.
+        items: how many items may be scored in all, by all runs of the study: no trial is started
+            once they are spent.
         ray_address: of a running Ray cluster.
         include_path: further folders of task definitions.
         fresh: begin anew; an earlier study of that name is set aside, not deleted.
@@ -179,7 +183,6 @@ def search(
     from evomerge.report import StudyFiles, StudyReport
     from evomerge.search.informed import balanced_items
     from evomerge.search.itemscores import item_log
-    from evomerge.search.loop import Budget
     from evomerge.search.opening import open_for_search, set_aside, study_folder
     from evomerge.search.preparation import prepare, with_resources, worker_resources
     from evomerge.search.residence import with_residency
@@ -213,13 +216,21 @@ def search(
                 observer(record, progress)
 
         try:
-            make, budget = partial(pool, prepared.plan), Budget(trials, timeout)
+            make, budget = partial(pool, prepared.plan), _budget(trials, timeout, items)
             outcome = Session(prepared, store, make, budget, observed, log.append).run()
         finally:
             log.close()
             sweep()  # what the workers shared; they may have been killed
         files.finish(outcome.progress)
     return SearchResult(StudyReport(store, folder), folder.path, outcome)
+
+
+def _budget(trials: int | None, seconds: float | None, items: int | None) -> Budget:
+    from evomerge.search.budget import Budget
+
+    if trials is None and seconds is None and items is None:
+        return Budget(TRIALS)
+    return Budget(trials, seconds, items)
 
 
 def estimate_search(

@@ -78,8 +78,13 @@ def _root(
 def search(
     space: Space,
     trials: Annotated[
-        int, typer.Option(min=1, help="Trials that the study is to have in all.")
-    ] = 200,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trials that the study is to have in all; 200 unless --items or --timeout is "
+            "given, no limit if one is.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Workers at once; else one per GPU, or one per CPU core."),
@@ -89,6 +94,14 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the space's.")] = None,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which no trial is started.")
+    ] = None,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Items that the trials of the study may score in all (a trial takes the space's "
+            "search items, a pruned one fewer): no trial is started once they are spent.",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster ('auto' finds the local one).")
@@ -117,6 +130,7 @@ def search(
         storage=storage,
         seed=seed,
         timeout=timeout,
+        items=items,
         ray_address=ray_address,
         resources={"gpus": gpus, "cpus": cpus, "residency": residency},
         backend=backend,

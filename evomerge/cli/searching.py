@@ -30,7 +30,7 @@ from evomerge.cli.output import (
 if TYPE_CHECKING:
     from evomerge.api import SearchResult
     from evomerge.report import StudyReport
-    from evomerge.search.loop import Progress
+    from evomerge.search.budget import Progress
     from evomerge.search.preparation import Preparation
     from evomerge.search.records import TrialRecord
 
@@ -131,9 +131,10 @@ def close(result: SearchResult, storage: str | None = None, **options: Any) -> N
 
     outcome, study = result.outcome, result.study
     command = f"evomerge best {study.name}" + (f" --storage {storage}" if storage else "")
+    done = outcome.progress
     if outcome.stopped == "asked":
         say(
-            f"Stopped after {outcome.progress.finished} of {outcome.progress.total} trials; all "
+            f"Stopped after {_counted(done.finished, done.total, 'trials', ' of ')}; all "
             f"of them are kept. {_how_to_go_on(**options)}",
             stderr,
         )
@@ -187,13 +188,18 @@ def _common_prefix(tasks: Sequence[str]) -> str:
 
 def _status(progress: Progress) -> Text:
     parts: Sequence[str] = [
-        f"{progress.finished}/{progress.total} trials",
+        _counted(progress.finished, progress.total, "trials", "/"),
+        _counted(progress.items, progress.items_total, "items", "/") if progress.items else "",
         f"best {progress.best.fitness:.4f}" if progress.best else "no result yet",
         f"best baseline {progress.best_baseline.fitness:.4f}" if progress.best_baseline else "",
         f"{duration(progress.elapsed)} gone",
         f"about {duration(progress.remaining)} left" if progress.remaining is not None else "",
     ]
     return Text("  " + " · ".join(part for part in parts if part))
+
+
+def _counted(number: int, total: int | None, what: str, of: str) -> str:
+    return f"{number}{of}{total} {what}" if total is not None else f"{number} {what}"
 
 
 def _first(metrics: Any) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from evomerge.report.study import StudyReport
+from evomerge.search.budget import Progress
 from evomerge.search.folder import StudyFolder, write_json, write_whole
-from evomerge.search.loop import Progress
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import Fault, StudyError
 from evomerge.evaluation import Comparison, Scores, compare
 from evomerge.recipe import Recipe, read_recipes
+from evomerge.search.budget import best_of
 from evomerge.search.folder import ROOT, StudyFolder
 from evomerge.search.itemscores import ItemScores, log_key
-from evomerge.search.loop import best_of
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore, open_store, study_names
 from evomerge.search.verdict import Verdict, finalists
@@ -145,6 +145,11 @@ class StudyReport:
         """State → number of trials."""
         return dict(Counter(trial.state for trial in self.trials))
 
+    @property
+    def items(self) -> int:
+        """How many items were scored for all the trials whose cost was kept."""
+        return sum(trial.items or 0 for trial in self.trials)
+
     def trial(self, number: int | None = None) -> TrialRecord:
         """A trial by its number, or the best one.
 
@@ -185,7 +190,7 @@ class StudyReport:
         return found[0]
 
     def table(self) -> pandas.DataFrame:
-        """One row per trial: state, fitness, scores, genome, seconds, reason of failure."""
+        """One row per trial: state, fitness, items, scores, genome, seconds, reason of failure."""
         import pandas
 
         return pandas.DataFrame([_row(trial) for trial in self.trials])
@@ -196,6 +201,7 @@ class StudyReport:
         return {
             "study": self.name,
             "trials": self.counts,
+            "items": self.items,
             "best": _trial_json(best),
             "best_baseline": _trial_json(baseline),
             "verdict": verdict.to_json() if verdict else None,
@@ -209,6 +215,7 @@ def _row(trial: TrialRecord) -> dict[str, Any]:
         "label": trial.label or "",
         "state": trial.state,
         "fitness": trial.fitness,
+        "items": trial.items,
     }
     for task, metrics in trial.scores.items():
         for metric, (value, _stderr) in metrics.items():

@@ -121,6 +121,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         seconds=_mapping(facts.get("seconds")),
         failure=facts.get("failure"),
         told=facts.get(TOLD),
+        items=facts.get("items"),
     )
 
 

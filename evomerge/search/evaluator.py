@@ -133,7 +133,7 @@ class CandidateEvaluator:
         merged = time.perf_counter()
         scores = scorer.score()
         seconds = {"merge": merged - began, "score": time.perf_counter() - merged}
-        return Outcome(job, scores=scores, seconds=seconds)
+        return Outcome(job, scores=scores, seconds=seconds, items=len(scorer.items))
 
     def _scorer(self, part: str) -> Scorer:
         if part not in self._scorers:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import EvomergeError
+from evomerge.search.budget import Budget, Observer, Progress, Tally, nobody
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore
@@ -40,6 +39,11 @@ class Problem(Protocol):
     """What is searched."""
 
     @property
+    def items(self) -> int:
+        """How many items a trial is scored on."""
+        ...
+
+    @property
     def distributions(self) -> Mapping[str, Any]:
         """The genes' distributions, by name."""
         ...
@@ -51,48 +55,6 @@ class Problem(Protocol):
     def fitness(self, scores: Scores) -> float:
         """The number to maximise."""
         ...
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When to stop.
-
-    Args:
-        trials: how many trials the study is to have in all, baselines and failed ones included.
-        seconds: no trial is started after so many seconds; None is no limit.
-    """
-
-    trials: int
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the search stands.
-
-    Args:
-        finished: trials that are finished, of all runs of the study.
-        total: trials that are wanted.
-        best: the best trial so far; None while none has succeeded.
-        best_baseline: the best baseline so far.
-        elapsed: seconds since this run began.
-        remaining: estimated seconds to go; None while nothing is known.
-    """
-
-    finished: int
-    total: int
-    best: TrialRecord | None
-    best_baseline: TrialRecord | None
-    elapsed: float
-    remaining: float | None
-
-
-Observer = Callable[[TrialRecord | None, Progress], None]
-"""Called with each finished trial, and with None now and then while workers are busy."""
-
-
-def nobody(_record: TrialRecord | None, _progress: Progress) -> None:
-    """The observer who does not look."""
 
 
 Keeper = Callable[[int, "Scores"], None]
@@ -126,22 +88,16 @@ class SearchLoop:
         keep: Keeper = nothing_kept,
     ) -> None:
         self._store, self._problem, self._keep = store, problem, keep
-        self._budget, self._observer = budget, observer
+        self._observer = observer
         self._stop = stop or threading.Event()
         self._running: dict[int, TrialRecord] = {}
         self._again: deque[TrialRecord] = deque()
-        self._begun = self._finished = self._failed = self._finished_here = 0
-        self._best: TrialRecord | None = None
-        self._best_baseline: TrialRecord | None = None
-        for record in store.records():
-            if record.finished:
-                self._count(record)
-        self._began = time.monotonic()
+        self._tally = Tally(budget, problem.items, store.records())
 
     @property
     def has_work(self) -> bool:
         """Whether the budget leaves anything to do."""
-        return self._finished < self._budget.trials
+        return self._tally.left > 0
 
     def run(self, pool: Pool) -> Progress:
         """Search with these workers until the budget is spent.
@@ -150,9 +106,8 @@ class SearchLoop:
             SearchError: the first trials all failed.
             StudyError: the storage cannot be written; what was told before is kept.
         """
-        self._began = time.monotonic()
+        self._tally.begin()
         self._again.extend(self._store.interrupted(self._problem.distributions))
-        self._begun = self._finished + len(self._again)
         outcomes: list[Outcome] = []
         while True:
             self._go_on(pool, outcomes)
@@ -164,15 +119,7 @@ class SearchLoop:
 
     def progress(self) -> Progress:
         """Where the search stands now."""
-        elapsed = time.monotonic() - self._began
-        return Progress(
-            finished=self._finished,
-            total=self._budget.trials,
-            best=self._best,
-            best_baseline=self._best_baseline,
-            elapsed=elapsed,
-            remaining=self._remaining(elapsed),
-        )
+        return self._tally.progress()
 
     def _go_on(self, pool: Pool, outcomes: Sequence[Outcome]) -> None:
         """Take results, give the free workers their next trials, write both, tell."""
@@ -184,7 +131,7 @@ class SearchLoop:
             self._observer(record, self.progress())
         if taken and self._hopeless:
             raise SearchError(
-                f"all of the first {self._failed} trials failed, so the search is given up. "
+                f"all of the first {self._tally.failed} trials failed, so the search is given up. "
                 f"The last reason: {taken[-1].failure}\n{outcomes[-1].detail}".rstrip()
             )
 
@@ -193,17 +140,15 @@ class SearchLoop:
             return False
         if self._again:
             return True
-        if self._begun >= self._budget.trials:
-            return False
-        seconds = self._budget.seconds
-        return seconds is None or time.monotonic() - self._began < seconds
+        running = len(self._running)
+        return self._tally.allows(self._tally.finished + running, running)
 
     def _takes_one(self, pool: Pool) -> bool:
         """Whether a worker is free, or a trial may wait for one without a change to the study."""
         if pool.busy < pool.size:
             return True
         # Near the end it would wait for its worker while others have nothing left to do.
-        enough = self._budget.trials - self._begun >= pool.size
+        enough = self._tally.left - len(self._running) >= pool.size
         return pool.queues and enough and (bool(self._again) or self._store.foresees())
 
     def _start(self) -> Job:
@@ -211,7 +156,6 @@ class SearchLoop:
             record = self._again.popleft()
         else:
             record = self._store.ask(self._problem.distributions)
-            self._begun += 1
         recipe = record.recipe or self._problem.recipe(record.genome)
         self._running[record.number] = record
         return Job(record.number, recipe)
@@ -219,11 +163,11 @@ class SearchLoop:
     def _take(self, outcome: Outcome) -> TrialRecord:
         record = self._running.pop(int(outcome.job.key))
         seconds = {name: round(value, 4) for name, value in outcome.seconds.items()}
-        facts: dict[str, Any] = {"recipe": outcome.job.recipe, "seconds": seconds}
         fitness, reason = self._judge(outcome)
+        facts: dict[str, Any] = {"recipe": outcome.job.recipe, "seconds": seconds}
         if reason is None:
             assert outcome.scores is not None  # for the type checker: _judge has seen them
-            facts["scores"] = summary(outcome.scores)
+            facts |= {"scores": summary(outcome.scores), "items": outcome.items}
             self._keep(record.number, outcome.scores)
             self._store.tell(record.number, fitness, **facts)
         else:
@@ -239,18 +183,10 @@ class SearchLoop:
             scores=facts.get("scores", {}),
             seconds=seconds,
             failure=reason,
+            items=facts.get("items"),
         )
-        self._count(done)
-        self._finished_here += 1
+        self._tally.count(done)
         return done
-
-    def _count(self, record: TrialRecord) -> None:
-        self._finished += 1
-        self._failed += record.state == "failed"
-        if record.state == "complete":
-            self._best = _fitter(self._best, record)
-            if record.kind == "baseline":
-                self._best_baseline = _fitter(self._best_baseline, record)
 
     def _judge(self, outcome: Outcome) -> tuple[float, str | None]:
         """The fitness, or the reason why there is none."""
@@ -263,27 +199,9 @@ class SearchLoop:
 
     @property
     def _hopeless(self) -> bool:
-        tried = self._finished_here > 0  # going on with a study, at least one more is
-        return tried and self._failed >= HOPELESS and self._failed == self._finished
-
-    def _remaining(self, elapsed: float) -> float | None:
-        if not self._finished_here:
-            return None
-        left = self._budget.trials - self._finished
-        by_trials = elapsed / self._finished_here * max(left, 0)
-        if self._budget.seconds is None:
-            return by_trials
-        return min(by_trials, max(self._budget.seconds - elapsed, 0.0))
-
-
-def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The fittest; the earlier one of two that are equally fit."""
-    fit = [record for record in records if record.fitness is not None]
-    return max(fit, key=lambda record: (record.fitness, -record.number), default=None)
-
-
-def _fitter(best: TrialRecord | None, record: TrialRecord) -> TrialRecord | None:
-    return best_of([record] if best is None else [best, record])
+        tally = self._tally
+        tried = tally.finished_here > 0  # going on with a study, at least one more is
+        return tried and tally.failed >= HOPELESS and tally.failed == tally.finished
 
 
 def summary(scores: Scores) -> dict[str, dict[str, list[float | None]]]:

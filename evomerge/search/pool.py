@@ -44,6 +44,7 @@ class Outcome:
         detail: the traceback, for the log.
         poisoned: the worker cannot be trusted after this and must be replaced.
         worker: the process that did it.
+        items: how many items were scored.
     """
 
     job: Job
@@ -53,6 +54,7 @@ class Outcome:
     detail: str = ""
     poisoned: bool = False
     worker: int | None = None
+    items: int = 0
 
 
 class Evaluator(Protocol):

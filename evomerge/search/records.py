@@ -23,6 +23,8 @@ class TrialRecord:
         seconds: where the time went: ``merge``, ``score``.
         failure: why it failed.
         told: its place in the order in which results arrived.
+        items: how many items were scored for it; None where that was not kept, and of a failed
+            trial, of which nobody knows how far it came.
     """
 
     number: int
@@ -36,6 +38,7 @@ class TrialRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
     told: int | None = None
+    items: int | None = None
 
     @property
     def finished(self) -> bool:

@@ -115,7 +115,7 @@ class ServedEvaluator:
         merged = time.perf_counter()
         scores = scorer.score()
         seconds = {"merge": merged - began, "score": time.perf_counter() - merged}
-        return Outcome(job, scores=scores, seconds=seconds)
+        return Outcome(job, scores=scores, seconds=seconds, items=len(scorer.items))
 
     def close(self) -> None:
         """End the server."""

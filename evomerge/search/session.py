@@ -14,14 +14,8 @@ from evomerge.evaluation import Comparison, Scores, compare, fitness
 from evomerge.recipe import read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.baselines import decode
-from evomerge.search.loop import (
-    Budget,
-    Keeper,
-    Observer,
-    Progress,
-    SearchLoop,
-    nothing_kept,
-)
+from evomerge.search.budget import Budget, Observer, Progress
+from evomerge.search.loop import Keeper, SearchLoop, nothing_kept
 from evomerge.search.ownership import Ownership
 from evomerge.search.pool import Pool
 from evomerge.search.preparation import Preparation
@@ -38,6 +32,10 @@ class Problem:
     """A prepared space as the loop sees it."""
 
     preparation: Preparation
+
+    @property
+    def items(self) -> int:
+        return len(self.preparation.search_items)
 
     @property
     def distributions(self) -> Mapping[str, Any]:

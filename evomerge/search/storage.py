@@ -168,7 +168,7 @@ class StudyStore:
         Args:
             number: the trial's.
             fitness: the value to maximise, finite.
-            facts: ``recipe``, ``scores``, ``seconds``: what :class:`TrialRecord` keeps.
+            facts: ``recipe``, ``scores``, ``seconds``, ``items``: what :class:`TrialRecord` keeps.
 
         Raises:
             StudyError: the storage cannot be written.

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evomerge.evaluation import Comparison, Scores
-from evomerge.search.loop import best_of, summary
+from evomerge.search.budget import best_of
+from evomerge.search.loop import summary
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.records import TrialRecord
 

@@ -12,7 +12,7 @@ from statistics import median
 from unittest.mock import patch
 
 from evomerge import api
-from evomerge.search.loop import Progress
+from evomerge.search.budget import Progress
 from evomerge.search.preparation import Preparation
 from evomerge.search.records import TrialRecord
 from evomerge.search.workers import RayPool

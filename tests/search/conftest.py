@@ -24,6 +24,8 @@ ACC = MetricName("acc", "none")
 class AnalyticProblem:
     """Genes in [0, 1]; a recipe is the genome as YAML; the fitness is the one score."""
 
+    items = 10
+
     def __init__(self, genes: int = 4) -> None:
         self.distributions = {f"weight/{i}": FloatDistribution(0.0, 1.0) for i in range(genes)}
 
@@ -56,7 +58,7 @@ class AnalyticEvaluator:
         self.jobs.append(job)
         value = self.objective(yaml.safe_load(job.recipe))
         score = TaskScore({ACC: Value(value, 0.01)}, {ACC: np.array([value])}, (0,))
-        return Outcome(job, Scores({"landscape": score}), {"merge": 0.0, "score": 0.0})
+        return Outcome(job, Scores({"landscape": score}), {"merge": 0.0, "score": 0.0}, items=10)
 
 
 def failing(objective: Objective, when: Callable[[int], bool]) -> Objective:

@@ -13,8 +13,9 @@ from hypothesis.extra import numpy as npst
 
 from evomerge.errors import StudyError
 from evomerge.evaluation import MetricName, Scores, TaskRequest, TaskScore, Value, compare
+from evomerge.search.budget import Budget
 from evomerge.search.itemscores import ItemLog, ItemScores, item_log, log_key
-from evomerge.search.loop import Budget, SearchLoop
+from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import LocalPool
 from evomerge.search.storage import StudyStore, create_store
 from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import StudyError
-from evomerge.search.loop import HOPELESS, Budget, Progress, SearchError, SearchLoop
+from evomerge.search.budget import Budget, Progress
+from evomerge.search.loop import HOPELESS, SearchError, SearchLoop
 from evomerge.search.pool import Job, LocalPool
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore

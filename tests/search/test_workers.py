@@ -12,7 +12,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from evomerge.errors import TaskError
-from evomerge.search.loop import Budget, SearchLoop
+from evomerge.search.budget import Budget
+from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, Outcome
 from evomerge.search.workers import ATTEMPTS, RayPool, Resources, WorkerError
 from tests.search.conftest import AnalyticProblem, make_store
