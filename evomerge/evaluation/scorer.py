@@ -60,7 +60,8 @@ class Scorer:
                 raise ValueError(f"{name}: {number}; write at least 1")
         model.eval()
         self.items = items
-        self.device = where = torch.device(next(model.parameters()).device if device is None else device)
+        where = torch.device(next(model.parameters()).device if device is None else device)
+        self.device = where
         tokens = batch_tokens or _TOKENS.get(where.type, _TOKENS_ELSEWHERE)
         budget = Budget(tokens, batch_size)
         writing = Budget(batch_tokens or tokens_held(model, where), batch_size)

@@ -6,6 +6,7 @@ It knows neither Ray nor Optuna; ``workers`` runs it in an actor. ``open_model``
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, spread
-from evomerge.errors import Fault, RecipeError
+from evomerge.errors import Fault, RecipeError, TrialError
 from evomerge.evaluation import (
     ItemSet,
     Scorer,
@@ -29,9 +30,17 @@ from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.pool import Evaluator, Job, Outcome
+from evomerge.search.slopes import Neighbourhood, Slope, Slopes
 
 if TYPE_CHECKING:
     import torch
+
+
+SLOPE_COST = 3
+"""What a slope counts beside the scores of the same items: a pass forward, and one backward, which
+takes about as long as two forward."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class EvaluatorPlan:
         vocabulary_of: any of the recipes that are to come (YAML): the live model and the tokenizer
             have the vocabulary that they all ask for. None is the base's.
         backend: what runs the merged models: ``hf`` or ``vllm``.
+        neighbourhood: what slopes are taken in; None where none will be asked for.
     """
 
     base: ModelReference
@@ -70,6 +80,7 @@ class EvaluatorPlan:
     trust_remote_code: bool = False
     vocabulary_of: str | None = None
     backend: str = "hf"
+    neighbourhood: Neighbourhood | None = None
 
     def __call__(self) -> Evaluator:
         """Build the evaluator; called in the worker's process."""
@@ -98,6 +109,7 @@ class CandidateEvaluator:
         self._engine, self._model, target = self._build()
         self._tokenizer = target.vocabulary.tokenizer.load()
         self._scorers: dict[str, Scorer] = {}
+        self._slopes: Slopes | None = None
         self._scorer("search")
 
     def _build(self) -> tuple[StagedEngine, torch.nn.Module, Target]:
@@ -122,6 +134,8 @@ class CandidateEvaluator:
     def run(self, job: Job) -> Outcome:
         """Merge a job's recipe into the live model and score it on the part's items.
 
+        A slope that cannot be had costs a warning; the scores are kept.
+
         Raises:
             TrialError: the merged model or its scores are not finite.
         """
@@ -132,8 +146,26 @@ class CandidateEvaluator:
         self._synchronize()
         merged = time.perf_counter()
         scores = scorer.score()
-        seconds = {"merge": merged - began, "score": time.perf_counter() - merged}
-        return Outcome(job, scores=scores, seconds=seconds, items=len(scorer.items))
+        scored = time.perf_counter()
+        seconds = {"merge": merged - began, "score": scored - merged}
+        items = len(scorer.items)
+        if not job.slope or self._plan.neighbourhood is None:
+            return Outcome(job, scores=scores, seconds=seconds, items=items)
+        slope = self._slope(job, scorer, self._plan.neighbourhood)
+        seconds["slope"] = time.perf_counter() - scored
+        if slope is None:
+            return Outcome(job, scores=scores, seconds=seconds, items=items)
+        found: dict[str, Any] = {"slope": slope.genes, "smooth": slope.value}
+        return Outcome(job, scores, seconds, items=items + SLOPE_COST * items, **found)
+
+    def _slope(self, job: Job, scorer: Scorer, neighbourhood: Neighbourhood) -> Slope | None:
+        if self._slopes is None:
+            self._slopes = Slopes(neighbourhood, self._engine, self._model, scorer, self._tokenizer)
+        try:
+            return self._slopes.at(job.genome)
+        except TrialError as problem:
+            _LOGGER.warning("trial %s: no slope: %s", job.key, problem)
+            return None
 
     def _scorer(self, part: str) -> Scorer:
         if part not in self._scorers:

@@ -158,6 +158,8 @@ class SearchLoop:
             record = self._store.ask(self._problem.distributions)
         recipe = record.recipe or self._problem.recipe(record.genome)
         self._running[record.number] = record
+        if record.asks_slope:
+            return Job(record.number, recipe, slope=True, genome=record.genome)
         return Job(record.number, recipe)
 
     def _take(self, outcome: Outcome) -> TrialRecord:
@@ -168,6 +170,8 @@ class SearchLoop:
         if reason is None:
             assert outcome.scores is not None  # for the type checker: _judge has seen them
             facts |= {"scores": summary(outcome.scores), "items": outcome.items}
+            if outcome.slope is not None:
+                facts |= {"slope": dict(outcome.slope), "smooth": outcome.smooth}
             self._keep(record.number, outcome.scores)
             self._store.tell(record.number, fitness, **facts)
         else:
@@ -184,6 +188,9 @@ class SearchLoop:
             seconds=seconds,
             failure=reason,
             items=facts.get("items"),
+            asks_slope=record.asks_slope,
+            slope=facts.get("slope"),
+            smooth=facts.get("smooth"),
         )
         self._tally.count(done)
         return done

@@ -23,6 +23,7 @@ from evomerge.search.baselines import BASE, baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, items_of, staged_engine_of
 from evomerge.search.gathering import Faults
 from evomerge.search.records import PlannedBaseline
+from evomerge.search.slopes import Neighbourhood
 from evomerge.search.verdict import FEWEST
 from evomerge.search.workers import Resources
 
@@ -166,7 +167,13 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
         residency=space.resources.residency,
         trust_remote_code=space.trust_remote_code,
         backend=space.search.backend,
+        neighbourhood=_neighbourhood(space, base),
     )
+
+
+def _neighbourhood(space: SearchSpace, base: Checkpoint) -> Neighbourhood | None:
+    asks = space.search.sampler == "ascent" and space.search.backend == "hf"
+    return Neighbourhood(space, base.num_layers) if asks else None
 
 
 def _typed(space: SearchSpace, dtype: str) -> SearchSpace:

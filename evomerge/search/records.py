@@ -25,6 +25,9 @@ class TrialRecord:
         told: its place in the order in which results arrived.
         items: how many items were scored for it; None where that was not kept, and of a failed
             trial, of which nobody knows how far it came.
+        asks_slope: whether the sampler asked for its slope.
+        slope: gene → d smooth fitness / d gene; None where there is none.
+        smooth: the smooth fitness, where there is a slope.
     """
 
     number: int
@@ -39,6 +42,9 @@ class TrialRecord:
     failure: str | None = None
     told: int | None = None
     items: int | None = None
+    asks_slope: bool = False
+    slope: Mapping[str, float] | None = None
+    smooth: float | None = None
 
     @property
     def finished(self) -> bool:

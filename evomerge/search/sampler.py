@@ -26,6 +26,7 @@ KIND = "kind"
 BASELINE = "baseline"
 SEARCH = "search"
 TOLD = "told"
+ASKS_SLOPE, SLOPE, SMOOTH = "asks_slope", "slope", "smooth"
 
 
 class GeneSampler(BaseSampler):
@@ -45,6 +46,10 @@ class GeneSampler(BaseSampler):
 
     def foresees(self, study: optuna.Study) -> bool:
         """Whether the next draw is the same whatever the running trials come to."""
+        return False
+
+    def asks_slope(self, study: optuna.Study, number: int) -> bool:
+        """Whether the slope at a trial that was just drawn is wanted."""
         return False
 
 

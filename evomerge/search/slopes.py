@@ -81,6 +81,20 @@ class Neighbourhood:
         return [Recipe.from_mapping(mapping, "genome") for mapping in mappings]
 
 
+@dataclass(frozen=True)
+class Slope:
+    """The smooth fitness at a candidate, and its slope.
+
+    Args:
+        value: the smooth fitness.
+        genes: gene → d value / d gene, per unit of the gene; the gene that chooses the method has
+            none.
+    """
+
+    value: float
+    genes: dict[str, float]
+
+
 class Slopes:
     """Takes slopes on a worker's live model.
 
@@ -121,16 +135,18 @@ class Slopes:
             tree = scorer.way == "prefix tree"
             self._gradients = Gradients(model, fitness.questions, device=scorer.device, tree=tree)
 
-    def at(self, genome: Mapping[str, float]) -> dict[str, float]:
-        """Gene → d smooth fitness / d gene at the genome that the live model now holds.
+    def at(self, genome: Mapping[str, float]) -> Slope:
+        """The slope at the genome that the live model now holds.
 
         Raises:
             TrialError: there is none, it is not finite, or memory ran out.
         """
         if self._gradients is None:
             raise TrialError(f"the fitness has no slope: {self.reason}")
-        pullback = Pullback(self._model, self._gradients.run().parameters)
-        return {
+        gradient = self._gradients.run()
+        pullback = Pullback(self._model, gradient.parameters)
+        genes = {
             one.gene: pullback.between(self._engine, one.below, one.above) / one.width
             for one in self._neighbourhood.of(genome)
         }
+        return Slope(gradient.value, genes)

@@ -249,7 +249,7 @@ class SearchSettings(Strict):
             engine that the worker starts and writes each candidate into; an extra).
     """
 
-    sampler: Literal["cmaes", "tpe", "random"] = "cmaes"
+    sampler: Literal["cmaes", "ascent", "tpe", "random"] = "cmaes"
     seed: Seed = 0
     sigma: Annotated[Real, Field(gt=0, le=1)] = 0.25
     population: Annotated[StrictInt, Field(ge=2)] | None = None

@@ -97,7 +97,8 @@ class PlainBatches:
 
         Memory that runs out is the caller's to deal with.
         """
-        found, order = [], []
+        found: list[torch.Tensor] = []
+        order: list[int] = []
         for batch in self._batches.plans:
             _, log_probs, _ = self._scored(None, batch)
             found.append(summed(log_probs, batch.starts))

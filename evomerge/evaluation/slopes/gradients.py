@@ -17,7 +17,6 @@ from evomerge.evaluation.likelihoods.logits import Model
 from evomerge.evaluation.likelihoods.plain import PlainBatches
 from evomerge.evaluation.likelihoods.tree import TreePasses
 from evomerge.evaluation.likelihoods.trie import shared_length
-from evomerge.evaluation.queries import Window
 from evomerge.evaluation.slopes.questions import Question
 
 _TOKENS = {"cuda": 4096}
@@ -98,7 +97,7 @@ class Gradients:
             for batch in self._batches:
                 value = batch.value()
                 # In float16 the terms of many items would be too small to be told from 0.
-                (value * self._scale).backward()  # type: ignore[no-untyped-call]
+                (value * self._scale).backward()
                 total += float(value)
             return Gradient(total, dict(sums))
 
@@ -199,9 +198,7 @@ def _accumulated(model: torch.nn.Module, factor: float) -> Iterator[dict[str, to
             parameter.grad = None
 
 
-def _add(
-    sums: dict[str, torch.Tensor], name: str, factor: float, parameter: torch.Tensor
-) -> None:
+def _add(sums: dict[str, torch.Tensor], name: str, factor: float, parameter: torch.Tensor) -> None:
     assert parameter.grad is not None  # for the type checker: it was just accumulated
     if name not in sums:
         sums[name] = torch.zeros_like(parameter, dtype=torch.float32)

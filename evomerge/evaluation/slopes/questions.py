@@ -119,12 +119,10 @@ def _asked(task: TaskItems, metric: str, encoder: Encoder, chat: bool) -> list[Q
     if compares:
         choices, queries = choices_of(task.name, task.task), task.own_queries
     else:
-        plan = plan_smooth(
-            task.name, task.task, task.doc_ids, [BITS_PER_BYTE], encoder, chat=chat
-        )
+        plan = plan_smooth(task.name, task.task, task.doc_ids, [BITS_PER_BYTE], encoder, chat=chat)
         assert plan is not None  # for the type checker: a smooth metric was asked for
         choices, queries = plan.choices, plan.queries or task.own_queries
-    some = choices.right.any(axis=1)
+    some = np.asarray(choices.right.any(axis=1))
     if not some.any():
         raise TaskError.at(f"task {task.name}", "none of its documents has a right choice")
     if metric == GOLD_LIKELIHOOD:
