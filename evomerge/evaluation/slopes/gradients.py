@@ -98,7 +98,7 @@ class Gradients:
                 value = batch.value()
                 # In float16 the terms of many items would be too small to be told from 0.
                 (value * self._scale).backward()
-                total += float(value)
+                total += float(value.detach())
             return Gradient(total, dict(sums))
 
     def _planned(self) -> list[_Batch]:
