@@ -68,7 +68,8 @@ class DrivenStudy:
             for name, gene in distributions.items()
             if attributes.get("in_genome", True)
         }
-        if begun is None and self._asks_slope(trial.number):
+        searched = attributes.get(KIND, SEARCH) == SEARCH
+        if begun is None and searched and self._asks_slope(trial.number):
             trial.set_user_attr(ASKS_SLOPE, True)
         return TrialRecord(
             number=trial.number,

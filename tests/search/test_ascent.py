@@ -64,8 +64,8 @@ def test_it_begins_at_the_best_baseline_and_reaches_the_top(
     assert records[3].genome == problem.point(0.4), "the best baseline in the genome"
     assert best(records) > 1 - 2e-3
     plain = make_store(tmp_path / "b.db", problem)
-    SearchLoop(plain, problem, Budget(3 + 60)).run(LocalPool(lambda: AnalyticEvaluator(ridge)))
-    assert best(records) > best(plain.records()), "as many slopes as CMA-ES has scores four times"
+    SearchLoop(plain, problem, Budget(3 + 50)).run(LocalPool(lambda: AnalyticEvaluator(ridge)))
+    assert best(records) > best(plain.records()), "CMA-ES has three times as many points"
 
 
 def test_slopes_are_kept_with_their_trials(tmp_path: Path, problem: AnalyticProblem) -> None:
@@ -93,13 +93,13 @@ def test_when_scores_no_longer_rise_cma_es_goes_on_nearby(
         assert float(np.abs(away).max()) < 0.3
 
 
-@pytest.mark.parametrize("stop", [2, 4, 9, 40])
+@pytest.mark.parametrize("stop", [4, 40])
 def test_a_resumed_study_is_the_uninterrupted_one(
     tmp_path: Path, problem: AnalyticProblem, stop: int
 ) -> None:
-    whole = searched(tmp_path / "whole.db", problem, Sloping(ridge), 50)
+    whole = searched(tmp_path / "whole.db", problem, Sloping(ridge), 45)
     searched(tmp_path / "parts.db", problem, Sloping(ridge), stop)
-    parts = searched(tmp_path / "parts.db", problem, Sloping(ridge), 50)
+    parts = searched(tmp_path / "parts.db", problem, Sloping(ridge), 45)
     assert [record.genome for record in parts] == [record.genome for record in whole]
     assert [record.slope for record in parts] == [record.slope for record in whole]
 
@@ -134,6 +134,7 @@ def test_failures_are_passed_by(tmp_path: Path, problem: AnalyticProblem) -> Non
 
 def test_workers_try_steps_of_several_lengths(tmp_path: Path, problem: AnalyticProblem) -> None:
     store = make_store(tmp_path / "a.db", problem, "ascent")
+    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Sloping(ridge)))
     worker, seen = Sloping(ridge), set()
 
     def ask() -> tuple[int, Mapping[str, float]]:
@@ -143,7 +144,7 @@ def test_workers_try_steps_of_several_lengths(tmp_path: Path, problem: AnalyticP
         return record.number, record.genome
 
     run_generations(ask, _teller(store, problem, worker), ridge, 40, 8, [3, 5, 4, 7, 3, 11])
-    assert len(seen) >= 39, "two baselines may be one point"
+    assert len(seen) == 40
     assert best(store.records()) > 1 - 2e-3
 
 
@@ -151,9 +152,11 @@ def _teller(
     store: StudyStore, problem: AnalyticProblem, worker: Sloping
 ) -> Callable[[int, float], None]:
     def tell(number: int, value: float) -> None:
-        genome = store.records()[number].genome
-        outcome = worker.run(Job(number, problem.recipe(genome), slope=True, genome=genome))
-        store.tell(number, value, slope=outcome.slope, smooth=outcome.smooth)
+        record = store.records()[number]
+        recipe, genome = problem.recipe(record.genome), record.genome
+        outcome = worker.run(Job(number, recipe, slope=record.asks_slope, genome=genome))
+        found = {} if outcome.slope is None else {"slope": outcome.slope}
+        store.tell(number, value, **found)
 
     return tell
 
