@@ -81,8 +81,7 @@ def search(
         int | None,
         typer.Option(
             min=1,
-            help="Trials that the study is to have in all; 200 unless --items or --timeout is "
-            "given, no limit if one is.",
+            help="Trials of the study in all; else 200, or no limit with --items or --timeout.",
         ),
     ] = None,
     workers: Annotated[
@@ -99,8 +98,14 @@ def search(
         int | None,
         typer.Option(
             min=1,
-            help="Items that the trials of the study may score in all (a trial takes the space's "
-            "search items, a pruned one fewer): no trial is started once they are spent.",
+            help="Items that the study's trials may score in all; none starts once they are spent.",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop once so many full trials' items brought no gain beyond noise.",
         ),
     ] = None,
     ray_address: Annotated[
@@ -131,6 +136,7 @@ def search(
         seed=seed,
         timeout=timeout,
         items=items,
+        patience=patience,
         ray_address=ray_address,
         resources={"gpus": gpus, "cpus": cpus, "residency": residency},
         backend=backend,

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from evomerge.evaluation import (
     build_items,
     context_length,
 )
+from evomerge.evaluation.rungs import RungScorer
 from evomerge.merging import DTYPES, StagedEngine, Target, devices_of, staged_engine
 from evomerge.merging.placing import Device
 from evomerge.merging.residency import Wish
@@ -65,6 +66,8 @@ class EvaluatorPlan:
             have the vocabulary that they all ask for. None is the base's.
         backend: what runs the merged models: ``hf`` or ``vllm``.
         neighbourhood: what slopes are taken in; None where none will be asked for.
+        rungs: the shares of the search items after which a candidate may be stopped; see
+            ``evaluation.rungs``.
     """
 
     base: ModelReference
@@ -81,6 +84,11 @@ class EvaluatorPlan:
     vocabulary_of: str | None = None
     backend: str = "hf"
     neighbourhood: Neighbourhood | None = None
+    rungs: tuple[float, ...] = ()
+
+    def rungs_of(self, part: str) -> tuple[tuple[float, ...], int]:
+        """The shares of a part's items, and the seed of their order."""
+        return self.rungs if part == "search" else (), self.requests[0].seed
 
     def __call__(self) -> Evaluator:
         """Build the evaluator; called in the worker's process."""
@@ -108,8 +116,9 @@ class CandidateEvaluator:
         self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._engine, self._model, target = self._build()
         self._tokenizer = target.vocabulary.tokenizer.load()
-        self._scorers: dict[str, Scorer] = {}
+        self._scorers: dict[str, RungScorer] = {}
         self._slopes: Slopes | None = None
+        self._way = ""
         self._scorer("search")
 
     def _build(self) -> tuple[StagedEngine, torch.nn.Module, Target]:
@@ -145,32 +154,41 @@ class CandidateEvaluator:
         self._engine.merge_into(self._model, recipes)
         self._synchronize()
         merged = time.perf_counter()
-        scores = scorer.score()
+        found = scorer.score(job.incumbent)
         scored = time.perf_counter()
         seconds = {"merge": merged - began, "score": scored - merged}
-        items = len(scorer.items)
+        outcome = Outcome(job, found.scores, seconds, items=found.items, estimate=found.estimate)
         if not job.slope or self._plan.neighbourhood is None:
-            return Outcome(job, scores=scores, seconds=seconds, items=items)
-        slope = self._slope(job, scorer, self._plan.neighbourhood)
+            return outcome
+        slope = self._slope(job, scorer.items, self._plan.neighbourhood)
         seconds["slope"] = time.perf_counter() - scored
         if slope is None:
-            return Outcome(job, scores=scores, seconds=seconds, items=items)
-        found: dict[str, Any] = {"slope": slope.genes, "smooth": slope.value}
-        return Outcome(job, scores, seconds, items=items + SLOPE_COST * items, **found)
+            return outcome
+        items = outcome.items + SLOPE_COST * len(scorer.items)
+        return replace(outcome, items=items, slope=slope.genes, smooth=slope.value)
 
-    def _slope(self, job: Job, scorer: Scorer, neighbourhood: Neighbourhood) -> Slope | None:
-        if self._slopes is None:
-            self._slopes = Slopes(neighbourhood, self._engine, self._model, scorer, self._tokenizer)
+    def _slope(self, job: Job, items: ItemSet, neighbourhood: Neighbourhood) -> Slope | None:
         try:
+            if self._slopes is None:
+                engine, model, tokenizer = self._engine, self._model, self._tokenizer
+                where: dict[str, Any] = {"device": self._device, "tree": self._way == "prefix tree"}
+                self._slopes = Slopes(neighbourhood, engine, model, items, tokenizer, **where)
             return self._slopes.at(job.genome)
         except TrialError as problem:
             _LOGGER.warning("trial %s: no slope: %s", job.key, problem)
             return None
 
-    def _scorer(self, part: str) -> Scorer:
+    def _scorer(self, part: str) -> RungScorer:
         if part not in self._scorers:
             items = items_of(self._plan, self._tokenizer, self._model.config, part)
-            self._scorers[part] = Scorer(self._model, self._tokenizer, items, device=self._device)
+
+            def scorer(places: Sequence[int] | None) -> Scorer:
+                model, tokenizer = self._model, self._tokenizer
+                made = Scorer(model, tokenizer, items, device=self._device, places=places)
+                self._way = made.way
+                return made
+
+            self._scorers[part] = RungScorer(items, *self._plan.rungs_of(part), scorer)
         return self._scorers[part]
 
     def _synchronize(self) -> None:

@@ -15,6 +15,7 @@ from evomerge.errors import EvomergeError
 
 if TYPE_CHECKING:  # a worker begins without the imports that its evaluator needs
     from evomerge.evaluation import Scores
+    from evomerge.evaluation.incumbent import Incumbent
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Job:
         part: ``search`` or ``holdout``: which items.
         slope: whether the slope of the smooth fitness is wanted too.
         genome: what the recipe was decoded from; needed for a slope only.
+        incumbent: a candidate that cannot win against it is stopped; None stops none.
     """
 
     key: int | str
@@ -34,6 +36,7 @@ class Job:
     part: str = "search"
     slope: bool = False
     genome: Mapping[str, float] = field(default_factory=dict)
+    incumbent: Incumbent | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Outcome:
 
     Args:
         job: the job.
-        scores: None if the job failed.
+        scores: None if the job failed; of a candidate that was stopped, on some of the items.
         seconds: where the time went: ``merge``, ``score``.
         failure: the reason, in one line; None if there are scores.
         detail: the traceback, for the log.
@@ -51,6 +54,8 @@ class Outcome:
         items: how many items were scored; a slope counts as three times its items.
         slope: gene → d smooth fitness / d gene; None where it was not asked for or cannot be had.
         smooth: the smooth fitness there.
+        estimate: of a candidate that was stopped, what it would have scored; see
+            ``evaluation.rungs``.
     """
 
     job: Job
@@ -63,6 +68,7 @@ class Outcome:
     items: int = 0
     slope: Mapping[str, float] | None = None
     smooth: float | None = None
+    estimate: float | None = None
 
 
 class Evaluator(Protocol):

@@ -22,7 +22,7 @@ from evomerge.recipe import Recipe
 from evomerge.space.genes import METHOD
 
 if TYPE_CHECKING:
-    from evomerge.evaluation import Scorer
+    from evomerge.evaluation import ItemSet
     from evomerge.space import SearchSpace
 
 _LOGGER = logging.getLogger(__name__)
@@ -102,8 +102,9 @@ class Slopes:
         neighbourhood: of the space.
         engine: merges into the live model.
         model: the live model.
-        scorer: of the live model and the items.
+        items: what it is scored on.
         tokenizer: the items'.
+        device, tree: as for :class:`Gradients`.
 
     Attributes:
         reason: why there are none; None if there are.
@@ -114,13 +115,16 @@ class Slopes:
         neighbourhood: Neighbourhood,
         engine: StagedEngine,
         model: Any,
-        scorer: Scorer,
+        items: ItemSet,
         tokenizer: Any,
+        *,
+        device: str,
+        tree: bool = False,
     ) -> None:
         self._neighbourhood, self._engine, self._model = neighbourhood, engine, model
         space = neighbourhood.space
         fitness = smooth_fitness(
-            scorer.items,
+            items,
             tokenizer,
             context_length(model.config, tokenizer),
             chat=space.apply_chat_template,
@@ -132,8 +136,7 @@ class Slopes:
         self.reason = None if fitness.questions else "; ".join(told) or "every weight is 0"
         self._gradients: Gradients | None = None
         if fitness.questions:
-            tree = scorer.way == "prefix tree"
-            self._gradients = Gradients(model, fitness.questions, device=scorer.device, tree=tree)
+            self._gradients = Gradients(model, fitness.questions, device=device, tree=tree)
 
     def at(self, genome: Mapping[str, float]) -> Slope:
         """The slope at the genome that the live model now holds.
