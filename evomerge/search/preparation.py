@@ -88,8 +88,9 @@ class Preparation:
 
     @property
     def live_bytes(self) -> int:
-        """Memory of the live model."""
-        return self.parameters * DTYPES[self.plan.dtype].itemsize
+        """Memory of the live model; and of its gradient, in float32, where slopes are asked for."""
+        gradient = 0 if self.plan.neighbourhood is None else 4
+        return self.parameters * (DTYPES[self.plan.dtype].itemsize + gradient)
 
 
 def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
