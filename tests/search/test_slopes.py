@@ -113,7 +113,7 @@ def test_slopes_are_those_of_the_smooth_fitness(case: str, tmp_path: Path, famil
     assert list(outcome.slope) == [gene.name for gene in preparation.genes]
     assert outcome.smooth == pytest.approx(smooth_at(worker, preparation, here), rel=1e-5)
     slopes, differences = [], []
-    for gene in list(preparation.genes)[:: max(1, len(preparation.genes) // 5)]:
+    for gene in list(preparation.genes)[:: max(1, len(preparation.genes) // 4)]:
         half = STEP * (gene.high - gene.low)
         ends = [
             smooth_at(worker, preparation, {**here, gene.name: here[gene.name] + sign * half})
