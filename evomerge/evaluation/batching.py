@@ -67,6 +67,11 @@ class ShrinkingBatches(Generic[Plan, Result]):
         self._prepare = prepare
         self._batches = self._planned(range(len(lengths)))
 
+    @property
+    def plans(self) -> list[Plan]:
+        """What was prepared for each batch, in their order."""
+        return [plan for _, plan in self._batches]
+
     def run(self, step: Callable[[Plan], Result]) -> list[tuple[Indices, Result]]:
         """``step``'s result for every batch.
 

@@ -9,6 +9,7 @@ from evomerge.merging.layout import layout_of, make_layout
 from evomerge.merging.masks import uniform
 from evomerge.merging.methods import merge
 from evomerge.merging.placing import devices_of, needs_of
+from evomerge.merging.pullback import Pullback
 from evomerge.merging.residency import Needs, ResidencyPlan, Room, plan_residency
 from evomerge.merging.sources import MergedModel
 from evomerge.merging.stages import StagedEngine
@@ -20,6 +21,7 @@ __all__ = [
     "MergeSummary",
     "MergedModel",
     "Needs",
+    "Pullback",
     "ResidencyPlan",
     "Room",
     "StagedEngine",

@@ -215,6 +215,18 @@ class MergeEngine:
             outline[spec.name] = torch.empty(shape, dtype=kind, device="meta")
         return outline
 
+    def differing(self, before: Recipe, after: Recipe) -> set[str]:
+        """The tensors that two recipes make differently, or may.
+
+        Raises:
+            RecipeError: as :meth:`tensors`.
+        """
+        pairs = list(zip(self._resolve(before), self._resolve(after), strict=True))
+        apart = {one.name for one, other in pairs if one != other}
+        # Where a method looks at the whole model, any tensor may hang on any other's numbers.
+        whole = any(recipe.method.trims_whole(recipe.variant) for recipe in (before, after))
+        return {one.name for one, _ in pairs} if apart and whole else apart
+
     def tensors(self, recipe: Recipe) -> Generator[tuple[str, torch.Tensor], None, None]:
         """The merged model, tensor by tensor, each cast once to the recipe's type.
 

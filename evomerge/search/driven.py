@@ -15,7 +15,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.sampler import KIND, SEARCH, TOLD, GeneSampler
+from evomerge.search.sampler import ASKS_SLOPE, KIND, SEARCH, SLOPE, SMOOTH, TOLD, GeneSampler
 from evomerge.search.tables import TrialTables
 
 ESTIMATE = "estimate"
@@ -71,6 +71,9 @@ class DrivenStudy:
             for name, gene in distributions.items()
             if attributes.get("in_genome", True)
         }
+        searched = attributes.get(KIND, SEARCH) == SEARCH
+        if begun is None and searched and self._asks_slope(trial.number):
+            trial.set_user_attr(ASKS_SLOPE, True)
         return TrialRecord(
             number=trial.number,
             kind=attributes.get(KIND, SEARCH),
@@ -78,8 +81,13 @@ class DrivenStudy:
             genome=genome,
             label=attributes.get("label"),
             recipe=attributes.get("recipe"),
+            asks_slope=trial.user_attrs.get(ASKS_SLOPE, False),
             rival=attributes.get("rival"),
         )
+
+    def _asks_slope(self, number: int) -> bool:
+        sampler = self._study.sampler
+        return isinstance(sampler, GeneSampler) and sampler.asks_slope(self._study, number)
 
     def foresees(self) -> bool:
         """Whether the next draw is the same whatever the running trials come to."""
@@ -155,6 +163,9 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         failure=facts.get("failure"),
         told=facts.get(TOLD),
         items=facts.get("items"),
+        asks_slope=facts.get(ASKS_SLOPE, False),
+        slope=facts.get(SLOPE),
+        smooth=facts.get(SMOOTH),
         estimate=facts.get(ESTIMATE),
         rival=facts.get("rival"),
         twin=facts.get("twin"),

@@ -6,15 +6,16 @@ It knows neither Ray nor Optuna; ``workers`` runs it in an actor. ``open_model``
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, spread
-from evomerge.errors import Fault, RecipeError
+from evomerge.errors import Fault, RecipeError, TrialError
 from evomerge.evaluation import (
     ItemSet,
     Scorer,
@@ -30,9 +31,17 @@ from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.pool import Evaluator, Job, Outcome
+from evomerge.search.slopes import Neighbourhood, Slope, Slopes
 
 if TYPE_CHECKING:
     import torch
+
+
+SLOPE_COST = 3
+"""What a slope counts beside the scores of the same items: a pass forward, and one backward, which
+takes about as long as two forward."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class EvaluatorPlan:
         vocabulary_of: any of the recipes that are to come (YAML): the live model and the tokenizer
             have the vocabulary that they all ask for. None is the base's.
         backend: what runs the merged models: ``hf`` or ``vllm``.
+        neighbourhood: what slopes are taken in; None where none will be asked for.
         rungs: the shares of the search items after which a candidate may be stopped; see
             ``evaluation.rungs``.
     """
@@ -73,6 +83,7 @@ class EvaluatorPlan:
     trust_remote_code: bool = False
     vocabulary_of: str | None = None
     backend: str = "hf"
+    neighbourhood: Neighbourhood | None = None
     rungs: tuple[float, ...] = ()
 
     def rungs_of(self, part: str) -> tuple[tuple[float, ...], int]:
@@ -106,6 +117,8 @@ class CandidateEvaluator:
         self._engine, self._model, target = self._build()
         self._tokenizer = target.vocabulary.tokenizer.load()
         self._scorers: dict[str, RungScorer] = {}
+        self._slopes: Slopes | None = None
+        self._way = ""
         self._scorer("search")
 
     def _build(self) -> tuple[StagedEngine, torch.nn.Module, Target]:
@@ -130,6 +143,8 @@ class CandidateEvaluator:
     def run(self, job: Job) -> Outcome:
         """Merge a job's recipe into the live model and score it on the part's items.
 
+        A slope that cannot be had costs a warning; the scores are kept.
+
         Raises:
             TrialError: the merged model or its scores are not finite.
         """
@@ -139,9 +154,29 @@ class CandidateEvaluator:
         self._engine.merge_into(self._model, recipes)
         self._synchronize()
         merged = time.perf_counter()
-        scored = scorer.score(job.incumbent)
-        seconds = {"merge": merged - began, "score": time.perf_counter() - merged}
-        return Outcome(job, scored.scores, seconds, items=scored.items, estimate=scored.estimate)
+        found = scorer.score(job.incumbent)
+        scored = time.perf_counter()
+        seconds = {"merge": merged - began, "score": scored - merged}
+        outcome = Outcome(job, found.scores, seconds, items=found.items, estimate=found.estimate)
+        if not job.slope or self._plan.neighbourhood is None:
+            return outcome
+        slope = self._slope(job, scorer.items, self._plan.neighbourhood)
+        seconds["slope"] = time.perf_counter() - scored
+        if slope is None:
+            return outcome
+        items = outcome.items + SLOPE_COST * len(scorer.items)
+        return replace(outcome, items=items, slope=slope.genes, smooth=slope.value)
+
+    def _slope(self, job: Job, items: ItemSet, neighbourhood: Neighbourhood) -> Slope | None:
+        try:
+            if self._slopes is None:
+                engine, model, tokenizer = self._engine, self._model, self._tokenizer
+                where: dict[str, Any] = {"device": self._device, "tree": self._way == "prefix tree"}
+                self._slopes = Slopes(neighbourhood, engine, model, items, tokenizer, **where)
+            return self._slopes.at(job.genome)
+        except TrialError as problem:
+            _LOGGER.warning("trial %s: no slope: %s", job.key, problem)
+            return None
 
     def _scorer(self, part: str) -> RungScorer:
         if part not in self._scorers:
@@ -149,7 +184,9 @@ class CandidateEvaluator:
 
             def scorer(places: Sequence[int] | None) -> Scorer:
                 model, tokenizer = self._model, self._tokenizer
-                return Scorer(model, tokenizer, items, device=self._device, places=places)
+                made = Scorer(model, tokenizer, items, device=self._device, places=places)
+                self._way = made.way
+                return made
 
             self._scorers[part] = RungScorer(items, *self._plan.rungs_of(part), scorer)
         return self._scorers[part]

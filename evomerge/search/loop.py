@@ -186,11 +186,25 @@ class SearchLoop:
         if twin is not None and _serves(twin, record):
             return [self._copy(record, twin)]
         if not self._twins.waits(recipe, record):
-            if asked and self._problem.prunes and record.kind != BASELINE:
+            if asked and self._may_be_stopped(record):
                 record = self._running[record.number] = replace(record, rival=self._standing.trial)
                 self._store.note(record.number, rival=record.rival)
-            pool.submit(Job(record.number, recipe, incumbent=self._standing.of(record.rival)))
+            genome = record.genome if record.asks_slope else {}
+            incumbent = self._standing.of(record.rival)
+            pool.submit(
+                Job(
+                    record.number,
+                    recipe,
+                    slope=record.asks_slope,
+                    genome=genome,
+                    incumbent=incumbent,
+                )
+            )
         return []
+
+    def _may_be_stopped(self, record: TrialRecord) -> bool:
+        """A baseline never is; nor is what a slope was asked for: it is worth more than a score."""
+        return self._problem.prunes and record.kind != BASELINE and not record.asks_slope
 
     def _take(self, outcome: Outcome) -> list[TrialRecord]:
         """Tell the study of a result; what is finished by it: the trial, and its twins."""
@@ -203,6 +217,8 @@ class SearchLoop:
         else:
             assert outcome.scores is not None  # for the type checker: _judge has seen them
             facts |= {"scores": summary(outcome.scores), "items": outcome.items}
+            if outcome.slope is not None:
+                facts |= {"slope": dict(outcome.slope), "smooth": outcome.smooth}
             self._keep(record.number, outcome.scores)
             if outcome.estimate is not None:
                 facts["estimate"] = fitness
@@ -219,6 +235,8 @@ class SearchLoop:
         """A trial with the recipe of one that was scored has its result."""
         facts: dict[str, Any] = {"recipe": twin.recipe, "scores": twin.scores, "items": 0}
         facts["twin"] = twin.number
+        if twin.slope is not None:
+            facts |= {"slope": twin.slope, "smooth": twin.smooth}
         if twin.estimate is not None:
             facts |= {"estimate": twin.estimate, "rival": twin.rival}
         fitness = twin.fitness if twin.estimate is None else twin.estimate
@@ -266,8 +284,11 @@ class SearchLoop:
 def _serves(result: TrialRecord, trial: TrialRecord) -> bool:
     """Whether a trial may have the result of another with the same recipe.
 
-    What failed may have failed for want of memory; a baseline is never stopped early.
+    What failed may have failed for want of memory; a baseline is never stopped early; a slope that
+    was asked for is not in every result.
     """
+    if trial.asks_slope and result.slope is None:
+        return False
     whole = result.state == "complete"
     return whole or (result.state == "pruned" and trial.kind != BASELINE)
 

@@ -7,7 +7,7 @@ process; ``workers.RayPool`` runs them in Ray actors.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,12 +26,16 @@ class Job:
         key: what the outcome is for: a trial's number, or the name of a finalist.
         recipe: the recipe as YAML.
         part: ``search`` or ``holdout``: which items.
+        slope: whether the slope of the smooth fitness is wanted too.
+        genome: what the recipe was decoded from; needed for a slope only.
         incumbent: a candidate that cannot win against it is stopped; None stops none.
     """
 
     key: int | str
     recipe: str
     part: str = "search"
+    slope: bool = False
+    genome: Mapping[str, float] = field(default_factory=dict)
     incumbent: Incumbent | None = None
 
 
@@ -47,7 +51,9 @@ class Outcome:
         detail: the traceback, for the log.
         poisoned: the worker cannot be trusted after this and must be replaced.
         worker: the process that did it.
-        items: how many items were scored.
+        items: how many items were scored; a slope counts as three times its items.
+        slope: gene → d smooth fitness / d gene; None where it was not asked for or cannot be had.
+        smooth: the smooth fitness there.
         estimate: of a candidate that was stopped, what it would have scored; see
             ``evaluation.rungs``.
     """
@@ -60,6 +66,8 @@ class Outcome:
     poisoned: bool = False
     worker: int | None = None
     items: int = 0
+    slope: Mapping[str, float] | None = None
+    smooth: float | None = None
     estimate: float | None = None
 
 

@@ -24,6 +24,7 @@ from evomerge.search.evaluator import EvaluatorPlan, items_of, staged_engine_of
 from evomerge.search.gathering import Faults
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.shares import rung_shares
+from evomerge.search.slopes import Neighbourhood
 from evomerge.search.verdict import FEWEST
 from evomerge.search.workers import Resources
 
@@ -87,8 +88,9 @@ class Preparation:
 
     @property
     def live_bytes(self) -> int:
-        """Memory of the live model."""
-        return self.parameters * DTYPES[self.plan.dtype].itemsize
+        """Memory of the live model; and of its gradient, in float32, where slopes are asked for."""
+        gradient = 0 if self.plan.neighbourhood is None else 4
+        return self.parameters * (DTYPES[self.plan.dtype].itemsize + gradient)
 
 
 def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
@@ -169,7 +171,13 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
         residency=space.resources.residency,
         trust_remote_code=space.trust_remote_code,
         backend=space.search.backend,
+        neighbourhood=_neighbourhood(space, base),
     )
+
+
+def _neighbourhood(space: SearchSpace, base: Checkpoint) -> Neighbourhood | None:
+    asks = space.search.sampler == "ascent" and space.search.backend == "hf"
+    return Neighbourhood(space, base.num_layers) if asks else None
 
 
 def _typed(space: SearchSpace, dtype: str) -> SearchSpace:

@@ -25,6 +25,9 @@ class TrialRecord:
         told: its place in the order in which results arrived.
         items: how many items were scored for it; None where that was not kept, and of a failed
             trial, of which nobody knows how far it came.
+        asks_slope: whether the sampler asked for its slope.
+        slope: gene → d smooth fitness / d gene; None where there is none.
+        smooth: the smooth fitness, where there is a slope.
         estimate: of a pruned one, what it would have scored: the incumbent's fitness plus the
             paired difference on the items that were scored.
         rival: the trial that was the incumbent when this one began, which it was compared with.
@@ -46,6 +49,9 @@ class TrialRecord:
     failure: str | None = None
     told: int | None = None
     items: int | None = None
+    asks_slope: bool = False
+    slope: Mapping[str, float] | None = None
+    smooth: float | None = None
     estimate: float | None = None
     rival: int | None = None
     twin: int | None = None

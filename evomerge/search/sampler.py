@@ -26,6 +26,7 @@ KIND = "kind"
 BASELINE = "baseline"
 SEARCH = "search"
 TOLD = "told"
+ASKS_SLOPE, SLOPE, SMOOTH = "asks_slope", "slope", "smooth"
 
 
 class GeneSampler(BaseSampler):
@@ -45,6 +46,10 @@ class GeneSampler(BaseSampler):
 
     def foresees(self, study: optuna.Study) -> bool:
         """Whether the next draw is the same whatever the running trials come to."""
+        return False
+
+    def asks_slope(self, study: optuna.Study, number: int) -> bool:
+        """Whether the slope at a trial that was just drawn is wanted."""
         return False
 
 
@@ -217,20 +222,24 @@ def make_sampler(
     sigma: float,
     population: int | None = None,
 ) -> BaseSampler:
-    """The sampler that a space names: ``cmaes``, ``tpe`` or ``random``.
+    """The sampler that a space names: ``cmaes``, ``ascent``, ``tpe`` or ``random``.
 
     Raises:
         ValueError: another name.
     """
     if kind == "cmaes":
         return CmaEsSampler(distributions, start, sigma=sigma, seed=seed, population=population)
+    if kind == "ascent":
+        from evomerge.search.ascent import AscentSampler  # which builds on this module
+
+        return AscentSampler(distributions, start, sigma=sigma, seed=seed, population=population)
     if kind == "tpe":
         return SeededSampler(distributions, _tpe, seed=seed)
     if kind == "random":
         return SeededSampler(
             distributions, lambda seed: RandomSampler(seed=seed), seed=seed, blind=True
         )
-    raise ValueError(f"{kind!r} is no sampler; allowed: cmaes, tpe, random")
+    raise ValueError(f"{kind!r} is no sampler; allowed: cmaes, ascent, tpe, random")
 
 
 def _tpe(seed: int) -> TPESampler:

@@ -254,7 +254,8 @@ class SearchSettings(Strict):
     """How the space is searched.
 
     Args:
-        sampler: who proposes the candidates.
+        sampler: who proposes the candidates; ``ascent`` climbs along the slope of a smooth fitness
+            first, where there is one, and is ``cmaes`` then.
         seed: of the sampler and of the choice of items.
         sigma: CMA-ES's first standard deviation as a share of a gene's range, in (0, 1].
         population: candidates per generation, at least 2; None leaves it to the sampler.
@@ -268,7 +269,7 @@ class SearchSettings(Strict):
             engine that the worker starts and writes each candidate into; an extra).
     """
 
-    sampler: Literal["cmaes", "tpe", "random"] = "cmaes"
+    sampler: Literal["cmaes", "ascent", "tpe", "random"] = "cmaes"
     seed: Seed = 0
     sigma: Annotated[Real, Field(gt=0, le=1)] = 0.25
     population: Annotated[StrictInt, Field(ge=2)] | None = None

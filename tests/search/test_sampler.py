@@ -162,7 +162,9 @@ def test_one_gene_is_enough() -> None:
 
 
 def test_unknown_sampler_is_refused_with_the_allowed_ones() -> None:
-    with pytest.raises(ValueError, match="'cma' is no sampler; allowed: cmaes, tpe, random"):
+    with pytest.raises(
+        ValueError, match="'cma' is no sampler; allowed: cmaes, ascent, tpe, random"
+    ):
         make_sampler("cma", GENES, START, seed=0, sigma=0.1)
 
 

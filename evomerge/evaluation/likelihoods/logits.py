@@ -6,6 +6,7 @@ import copy
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -102,6 +103,13 @@ def log_probabilities(
         best.append(exact.argmax(dim=-1))
     chosen = logits[rows, asked].double()
     return chosen - torch.cat(norms)[rows].double(), torch.cat(best)[rows] == asked
+
+
+def summed(log_probs: torch.Tensor, starts: np.ndarray) -> torch.Tensor:
+    """``[len(starts)]`` sums of the ``[T]`` values from each start to the next one."""
+    counts = np.diff(starts, append=len(log_probs))
+    owner = torch.from_numpy(np.repeat(np.arange(len(starts)), counts)).to(log_probs.device)
+    return log_probs.new_zeros(len(starts)).index_add(0, owner, log_probs)
 
 
 def _piece_bytes(device: torch.device) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from evomerge.evaluation.batching import Budget, Indices, ShrinkingBatches
-from evomerge.evaluation.likelihoods.logits import Model, log_probabilities
+from evomerge.evaluation.likelihoods.logits import Model, log_probabilities, summed
 from evomerge.evaluation.queries import Window
 
 
@@ -92,6 +92,19 @@ class PlainBatches:
                 greedy[list(batch.windows)] = hits
         return likelihood, greedy
 
+    def traced(self) -> torch.Tensor:
+        """Log-likelihood (nats, float64) of every window, in their order, with autograd's record.
+
+        Memory that runs out is the caller's to deal with.
+        """
+        found: list[torch.Tensor] = []
+        order: list[int] = []
+        for batch in self._batches.plans:
+            _, log_probs, _ = self._scored(None, batch)
+            found.append(summed(log_probs, batch.starts))
+            order += batch.windows
+        return torch.cat(found)[torch.from_numpy(np.argsort(order)).to(self._model.device)]
+
     def _prepare(self, indices: Indices) -> _Batch:
         inputs = [self._rows[index][0] for index in indices]
         tokens = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
@@ -129,6 +142,9 @@ class PlainBatches:
 
     @torch.inference_mode()
     def _forward(self, cache: Any, batch: _Batch) -> _Scored:
+        return self._scored(cache, batch)
+
+    def _scored(self, cache: Any, batch: _Batch) -> _Scored:
         options = {} if cache is None else self._model.continued(cache, len(batch.tokens))
         logits = self._model.logits(batch.tokens, batch.columns, **options)
         picked = logits[batch.row, batch.column]

@@ -11,7 +11,7 @@ import torch
 from evomerge.errors import TrialError
 from evomerge.evaluation.batching import unless_out_of_memory
 from evomerge.evaluation.likelihoods.attention import TreeAttention, UnfitError, tree_attention
-from evomerge.evaluation.likelihoods.logits import Model, log_probabilities
+from evomerge.evaluation.likelihoods.logits import Model, log_probabilities, summed
 from evomerge.evaluation.likelihoods.passes import Pass, Planner
 from evomerge.evaluation.likelihoods.trie import PrefixTree
 from evomerge.evaluation.queries import Window
@@ -59,6 +59,17 @@ class TreePasses:
             np.add.reduceat(log_probs[sources], starts),
             np.logical_and.reduceat(best[sources], starts),
         )
+
+    def traced(self) -> torch.Tensor:
+        """Log-likelihood (nats, float64) of every window, in their order, with autograd's record.
+
+        Memory that runs out is the caller's to deal with.
+        """
+        attention = TreeAttention()
+        with tree_attention(self._model.live):
+            scored = [self._forward(attention, one)[0] for one in self._passes]
+        sources = torch.from_numpy(self._tree.sources).to(self._model.device)
+        return summed(torch.cat(scored)[sources], self._tree.starts)
 
     def _run(self, attention: TreeAttention) -> list[tuple[torch.Tensor, torch.Tensor]]:
         scored: list[tuple[torch.Tensor, torch.Tensor]] = []

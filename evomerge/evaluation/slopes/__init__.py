@@ -1,0 +1,1 @@
+"""A smooth fitness that can be differentiated, and its gradient on a live model."""

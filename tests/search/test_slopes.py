@@ -1,0 +1,169 @@
+"""The slope along every gene, as a worker takes it: against differences of the smooth fitness."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from evomerge.evaluation import MetricName
+from evomerge.search.baselines import decode
+from evomerge.search.pool import Evaluator, Job, Outcome
+from evomerge.search.preparation import Preparation, prepare
+from evomerge.search.slopes import STEP
+from evomerge.space import load_space
+from tests.evaluation.worlds import TaskFolder, metrics
+from tests.merging.worlds import WORDS, Family, write_family
+
+DENSE = {"density": [0.2, 0.9]}
+SMALL = ("blocks and filters", "shared", "whole")
+"""Cases with masks: in tensors of a few hundred elements each element that comes or goes shows."""
+CASES: dict[str, dict[str, Any]] = {
+    "smooth": {"genome": {"layers": {"groups": 3, "smooth": True}, "weight": [-0.5, 1.5]}},
+    "blocks and filters": {
+        "merge_method": "dare_ties",
+        "genome": {"layers": {"groups": 2}, "filters": ["mlp"], "weight": [0.0, 1.0], **DENSE},
+    },
+    "shared": {
+        "merge_method": "della_linear",
+        "genome": {"weight": [0.2, 1.0], **DENSE, "epsilon": {"share": [0, 1]}, "lambda": [0, 2]},
+    },
+    "whole": {
+        "merge_method": "ties",
+        "variant": "paper",
+        "genome": {**DENSE, "lambda": [0, 2]},
+    },
+    "normalised": {"merge_method": "linear", "genome": {"weight": [0.1, 1.0]}},
+}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    torch.set_num_threads(1)
+    return write_family(tmp_path_factory.mktemp("models"), num_hidden_layers=3)
+
+
+def prepared(tmp_path: Path, family: Family, **changes: Any) -> Preparation:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir(exist_ok=True)
+    draw = np.random.default_rng(0)
+    rows = [
+        {"text": " ".join(draw.choice(WORDS[3:], 5)), "label": int(draw.integers(4))}
+        for _ in range(60)
+    ]
+    TaskFolder(tasks).add(
+        "words",
+        {"test": rows},
+        output_type="multiple_choice",
+        doc_to_text="{{text}}",
+        doc_to_target="label",
+        doc_to_choice=["w3", "w5 w1", "w9 w2", "w20"],
+        metric_list=metrics("acc"),
+    )
+    data = {
+        "base_model": str(family.base),
+        "models": [str(path) for path in family.tuned],
+        "merge_method": "task_arithmetic",
+        "dtype": "float32",
+        "include_path": [str(tasks)],
+        "tasks": [{"task": "words", "metric": "gold_prob", "items": 40}],
+        "search": {"sampler": "ascent"},
+        **changes,
+    }
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return prepare(load_space(path), hold_out=False)
+
+
+def middle(preparation: Preparation) -> dict[str, float]:
+    """A point inside the bounds, every gene at another place."""
+    return {
+        gene.name: gene.low + (gene.high - gene.low) * (0.3 + 0.4 * number / 10 % 0.4)
+        for number, gene in enumerate(preparation.genes)
+    }
+
+
+def slope_at(worker: Evaluator, preparation: Preparation, genome: Mapping[str, float]) -> Outcome:
+    recipe = decode(preparation.space, genome, preparation.num_layers)
+    return worker.run(Job(0, recipe, slope=True, genome=genome))
+
+
+def smooth_at(worker: Evaluator, preparation: Preparation, genome: Mapping[str, float]) -> float:
+    """The smooth fitness, from the items' scores."""
+    scores = worker.run(Job(0, decode(preparation.space, genome, preparation.num_layers))).scores
+    assert scores is not None
+    return float(np.log(scores.tasks["words"].items[MetricName("gold_prob", "none")]).mean())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_slopes_are_those_of_the_smooth_fitness(case: str, tmp_path: Path, family: Family) -> None:
+    preparation = prepared(tmp_path, family, **CASES[case])
+    worker = preparation.plan()
+    here = middle(preparation)
+    outcome = slope_at(worker, preparation, here)
+    assert outcome.slope is not None
+    assert outcome.items == 4 * 40, "a slope counts as three times its items"
+    assert list(outcome.slope) == [gene.name for gene in preparation.genes]
+    assert outcome.smooth == pytest.approx(smooth_at(worker, preparation, here), rel=1e-5)
+    slopes, differences = [], []
+    for gene in list(preparation.genes)[:: max(1, len(preparation.genes) // 4)]:
+        half = STEP * (gene.high - gene.low)
+        ends = [
+            smooth_at(worker, preparation, {**here, gene.name: here[gene.name] + sign * half})
+            for sign in (1, -1)
+        ]
+        differences.append((ends[0] - ends[1]) / (2 * half))
+        slopes.append(outcome.slope[gene.name])
+    largest = max(map(abs, differences))
+    assert largest > 1e-3, "a flat fitness shows nothing"
+    off = 0.15 if case in SMALL else 0.005
+    assert slopes == pytest.approx(differences, rel=off, abs=off * largest)
+
+
+def test_bounds_methods_and_stages(tmp_path: Path, family: Family) -> None:
+    """One-sided at a bound; the gene that chooses the method has no slope; inert genes have 0."""
+    changes = {"merge_method": ["task_arithmetic", "ties"], "genome": DENSE}
+    preparation = prepared(tmp_path, family, **changes)
+    here = {gene.name: gene.low for gene in preparation.genes}
+    outcome = slope_at(preparation.plan(), preparation, here)
+    assert outcome.slope is not None
+    assert outcome.slope.keys() == here.keys() - {"merge_method"}
+    inert = [value for name, value in outcome.slope.items() if name.startswith("density")]
+    assert inert == [0.0] * 3, "task arithmetic reads no density"
+    assert all(value for name, value in outcome.slope.items() if name.startswith("weight"))
+
+
+def test_scores_are_kept_where_no_slope_can_be_had(
+    tmp_path: Path, family: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    preparation = prepared(tmp_path, family, tasks=[{"task": "words", "items": 40}])
+    file = tmp_path / "tasks" / "words.yaml"
+    file.write_text(file.read_text() + "process_results: !function own.judge\n")
+    own = "def judge(doc, results):\n    return {'acc': float(results[0][0] > results[1][0])}\n"
+    (tmp_path / "tasks" / "own.py").write_text(own)
+    with caplog.at_level(logging.WARNING):
+        outcome = slope_at(preparation.plan(), preparation, middle(preparation))
+    assert outcome.scores is not None
+    assert (outcome.slope, outcome.smooth, outcome.items) == (None, None, 40)
+    assert "code of its own" in caplog.text
+
+
+def test_a_model_in_bfloat16(tmp_path: Path, family: Family) -> None:
+    """Its slopes are those of the float32 model, to its own rounding; the plan pickles."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        preparation = prepared(tmp_path, family, dtype=dtype)
+        worker = pickle.loads(pickle.dumps(preparation.plan))()
+        here = middle(preparation)
+        slope = slope_at(worker, preparation, here).slope
+        assert slope is not None
+        found[dtype] = np.array(list(slope.values()))
+    error = np.linalg.norm(found["bfloat16"] - found["float32"])
+    assert error < 0.1 * np.linalg.norm(found["float32"])
