@@ -75,11 +75,12 @@ class Display:
         """Say what is about to be searched, and how far an earlier run came."""
         for note in prepared.notes:
             tell_note(note)
-        held_out, space = prepared.holdout_items, prepared.space
+        held_out, race, space = prepared.holdout_items, prepared.race_items, prepared.space
         models = len(prepared.checkpoints) - 1 if space.stages else len(space.models)
         say(
             f"{space.methods_named} of {models} models, "
             f"{len(prepared.genes)} genes, {len(prepared.search_items)} search items, "
+            f"{len(race) if race else 'no'} race items, "
             f"{len(held_out) if held_out else 'no'} held-out items, "
             f"{size(prepared.worker_bytes)} of models per worker",
             stderr,

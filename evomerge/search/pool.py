@@ -24,7 +24,8 @@ class Job:
     Args:
         key: what the outcome is for: a trial's number, or the name of a finalist.
         recipe: the recipe as YAML.
-        part: ``search`` or ``holdout``: which items.
+        part: which items: ``search``, ``holdout``, ``race``, or one of several rounds of the race,
+            ``race 1/3``.
     """
 
     key: int | str
