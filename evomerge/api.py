@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,6 +147,7 @@ def search(
     seed: int | None = None,
     timeout: float | None = None,
     items: int | None = None,
+    patience: int | None = None,
     ray_address: str | None = None,
     include_path: Sequence[Path] = (),
     fresh: bool = False,
@@ -168,6 +169,8 @@ def search(
         timeout: seconds after which no trial is started.
         items: how many items may be scored in all, by all runs of the study: no trial is started
             once they are spent.
+        patience: the search ends once the searched trials have scored so many times the search
+            items without a gain beyond noise; None is the space's.
         ray_address: of a running Ray cluster.
         include_path: further folders of task definitions.
         fresh: begin anew; an earlier study of that name is set aside, not deleted.
@@ -217,6 +220,7 @@ def search(
 
         try:
             make, budget = partial(pool, prepared.plan), _budget(trials, timeout, items)
+            budget = replace(budget, patience=patience or space.search.patience)
             outcome = Session(prepared, store, make, budget, observed, log.append).run()
         finally:
             log.close()

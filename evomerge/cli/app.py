@@ -103,6 +103,14 @@ def search(
             "search items, a pruned one fewer): no trial is started once they are spent.",
         ),
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop once so many full trials' items were scored without a gain beyond noise; "
+            "else the space's.",
+        ),
+    ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster ('auto' finds the local one).")
     ] = None,
@@ -131,6 +139,7 @@ def search(
         seed=seed,
         timeout=timeout,
         items=items,
+        patience=patience,
         ray_address=ray_address,
         resources={"gpus": gpus, "cpus": cpus, "residency": residency},
         backend=backend,

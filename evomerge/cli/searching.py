@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 _FILES = ("best.yaml", "trials.csv", "items.scores", "heldout.json", "provenance.json")
 
 
+_ENDS = {
+    "patience": "The search stopped as nothing was gained beyond noise for as long as --patience "
+    "bears; the same command with a larger one goes on.",
+    "exhausted": "The search stopped as the sampler drew only recipes that were scored before.",
+}
+
+
 def run_search(space: Path, **options: Any) -> None:
     """Search, show, and say how it ended."""
     from evomerge.api import search
@@ -141,6 +148,8 @@ def close(result: SearchResult, storage: str | None = None, **options: Any) -> N
         )
         return
     show_summary(study)
+    if outcome.stopped in _ENDS:
+        say(_ENDS[outcome.stopped])
     if outcome.verdict is not None:
         say(verdict_words(outcome.verdict))
     else:

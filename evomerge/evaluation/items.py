@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from evomerge.evaluation import judging
 from evomerge.evaluation.groups import judge_group
@@ -14,6 +14,8 @@ from evomerge.evaluation.judging import TaskItems
 from evomerge.evaluation.queries import Query
 from evomerge.evaluation.scores import Scores, TaskScore
 from evomerge.evaluation.spec import TaskRequest
+
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,8 @@ class ItemSet:
         for group in self.groups:
             scores[group.name] = judge_group(group, scores)
         return Scores(scores)
+
+
+def picked(of: Sequence[One], places: Sequence[int]) -> list[One]:
+    """What lies at these places."""
+    return [of[place] for place in places]

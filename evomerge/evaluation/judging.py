@@ -73,17 +73,23 @@ class TaskItems:
     @cached_property
     def own_metrics(self) -> tuple[MetricName, ...]:
         """The metrics that the task reports by itself, found by judging made-up answers."""
-        made_up = [
-            [_made_up(query)] * (instance.repeats or 1)  # some filters look at several answers
+        invented = [
+            [made_up(query)] * (instance.repeats or 1)  # some filters look at several answers
             for query, instance in zip(self.own_queries, self.task.instances, strict=True)
         ]
         try:
-            return tuple(_raw_values(self, made_up, _TRIED_DOCUMENTS))
+            return tuple(_raw_values(self, invented, _TRIED_DOCUMENTS))
         except Exception:  # made-up answers may be too odd for a task's own code; then ask the task
             filters = self.task.instances[0].filtered_resps or {"none": None}
             return tuple(
                 MetricName(name, key) for key in filters for name in self.task.aggregation()
             )
+
+    def aggregation(self, metric: MetricName) -> str:
+        """lm-eval's name of what makes the metric of item values; ``custom`` for others."""
+        if metric.name in SMOOTH and metric not in self.own_metrics:
+            return SMOOTH[metric.name].aggregation
+        return _aggregation_name(self.task.aggregation().get(metric.name, mean))
 
     @cached_property
     def plain_choices(self) -> Choices | None:
@@ -193,7 +199,8 @@ def _judged_alike(items: TaskItems, choices: Choices) -> bool:
     )
 
 
-def _made_up(query: Query) -> Any:
+def made_up(query: Query) -> Any:
+    """An answer of the kind that a model gives, where none is to be had."""
     if isinstance(query, Continuation):
         return (-1.0, False)
     return -1.0 if isinstance(query, Rolling) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from evomerge.errors import TrialError
 from evomerge.evaluation.batching import Budget
-from evomerge.evaluation.items import ItemSet
+from evomerge.evaluation.items import ItemSet, picked
 from evomerge.evaluation.likelihoods.likelihood import Likelihoods
 from evomerge.evaluation.queries import Continuation, Generation, Query, Rolling, Rules, Window
 from evomerge.evaluation.scores import Scores
@@ -39,6 +40,7 @@ class Scorer:
         batch_tokens: tokens in one batch, padding included; the default depends on the device. It
             shrinks by itself when memory runs out.
         batch_size: sequences in one batch; no limit by default.
+        places: the queries of ``items`` that are put, by their places; None is all of them.
         device: where the model takes its input; by default where its first parameter is.
 
     Raises:
@@ -54,6 +56,7 @@ class Scorer:
         batch_tokens: int | None = None,
         batch_size: int | None = None,
         device: torch.device | str | None = None,
+        places: Sequence[int] | None = None,
     ) -> None:
         for name, number in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
             if number is not None and number < 1:
@@ -64,9 +67,10 @@ class Scorer:
         tokens = batch_tokens or _TOKENS.get(where.type, _TOKENS_ELSEWHERE)
         budget = Budget(tokens, batch_size)
         writing = Budget(batch_tokens or tokens_held(model, where), batch_size)
-        self._owners = items.owners
-        self._repeats = items.repeats
-        self._queries = items.queries
+        chosen = range(len(items.queries)) if places is None else places
+        self._owners = picked(items.owners, chosen)
+        self._repeats = picked(items.repeats, chosen)
+        self._queries = picked(items.queries, chosen)
         self._prompts = {
             place: query
             for place, query in enumerate(self._queries)
@@ -110,7 +114,7 @@ class Scorer:
         return self.items.judge(self.respond(), bootstrap=bootstrap)
 
     def respond(self) -> list[list[Answer]]:
-        """Per query of the items, the model's answers to its repeats.
+        """Per query of the items, or of the chosen places, the model's answers to its repeats.
 
         Raises:
             TrialError: a logit is not a number, or a sequence does not fit in memory.

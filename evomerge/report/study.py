@@ -108,16 +108,25 @@ class StudyReport:
         Raises:
             StudyError: there is no such trial, or its item scores were not kept.
         """
-        for number in (a, b):
-            if self.trial(number).number not in self.item_scores:
-                where = "" if self._folder is None else f" in {self._folder.items}"
-                raise StudyError.at(self.name, f"trial {number} has no item scores{where}")
+        a, b = self._scored(a), self._scored(b)
         from evomerge.search.preparation import task_requests
         from evomerge.space import SearchSpace
 
         space = SearchSpace.model_validate_json(self.facts["space"])
         first, second = self.item_scores[a], self.item_scores[b]
         return compare(first, second, task_requests(space), plain_sum=space.plain_sum)
+
+    def _scored(self, number: int) -> int:
+        """The trial, or the twin, whose item scores were kept, on all the items."""
+        trial = self.trial(number)
+        place = trial.number if trial.twin is None else trial.twin
+        if trial.state == "pruned":
+            problem = f"trial {number} was pruned: it was scored on {trial.items} items only"
+            raise StudyError.at(self.name, problem)
+        if place not in self.item_scores:
+            where = "" if self._folder is None else f" in {self._folder.items}"
+            raise StudyError.at(self.name, f"trial {number} has no item scores{where}")
+        return place
 
     @property
     def best(self) -> TrialRecord | None:
@@ -216,6 +225,9 @@ def _row(trial: TrialRecord) -> dict[str, Any]:
         "state": trial.state,
         "fitness": trial.fitness,
         "items": trial.items,
+        "estimate": trial.estimate,
+        "rival": trial.rival,
+        "twin": trial.twin,
     }
     for task, metrics in trial.scores.items():
         for metric, (value, _stderr) in metrics.items():

@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evomerge.search.records import TrialRecord
+from evomerge.search.records import TrialRecord, in_order
+
+EXHAUSTED = 100
+"""So many trials, one after the other, that were scored before mean that there are no others."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Budget:
         items: no trial is started unless fewer items than this were scored by all the trials of the
             study, those that are running counted whole; None is no limit. The last one may go
             beyond it by less than one trial's items.
+        patience: no trial is started once the searched ones have scored so many times the search
+            items (full-trial equivalents) since the last gain, the last trial that was the best
+            beyond noise (``standing.GAIN_Z``); None is no limit, and it is none by itself.
 
     Raises:
         ValueError: nothing is limited.
@@ -32,6 +38,7 @@ class Budget:
     trials: int | None
     seconds: float | None = None
     items: int | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.trials is None and self.seconds is None and self.items is None:
@@ -83,10 +90,10 @@ class Tally:
 
     def __init__(self, budget: Budget, full: int, records: Sequence[TrialRecord]) -> None:
         self._budget, self._full = budget, full
-        self.finished = self.failed = self.items = 0
+        self.finished = self.failed = self.items = self.copied = 0
         self.best: TrialRecord | None = None
         self.best_baseline: TrialRecord | None = None
-        for record in records:
+        for record in in_order(records):
             if record.finished:
                 self.count(record)
         self._before = self.finished, self.items
@@ -104,7 +111,8 @@ class Tally:
     def count(self, record: TrialRecord) -> None:
         """A trial is finished."""
         self.finished += 1
-        self.items += self._cost(record)
+        self.items += cost(record, self._full)
+        self.copied = 0 if record.twin is None else self.copied + 1
         self.failed += record.state == "failed"
         if record.state == "complete":
             self.best = _fitter(self.best, record)
@@ -120,10 +128,16 @@ class Tally:
         """
         trials, seconds, items = self._budget.trials, self._budget.seconds, self._budget.items
         return (
-            (trials is None or begun < trials)
+            not self.exhausted
+            and (trials is None or begun < trials)
             and (seconds is None or time.monotonic() - self._began < seconds)
             and (items is None or self.items + running * self._full < items)
         )
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the sampler draws nothing but recipes that were scored already."""
+        return self.copied >= EXHAUSTED
 
     @property
     def left(self) -> float:
@@ -146,11 +160,6 @@ class Tally:
             items_total=self._budget.items,
         )
 
-    def _cost(self, record: TrialRecord) -> int:
-        if record.items is None or record.state == "failed":
-            return self._full
-        return record.items
-
     def _remaining(self) -> float | None:
         if not self.finished_here:
             return None
@@ -162,6 +171,11 @@ class Tally:
         if budget.items is not None and scored:
             limits.append(elapsed / scored * (budget.items - self.items))
         return max(0.0, min(limits)) if limits else None
+
+
+def cost(record: TrialRecord, full: int) -> int:
+    """Items that a finished trial counts for; see :class:`Tally`."""
+    return full if record.items is None or record.state == "failed" else record.items
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

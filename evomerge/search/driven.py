@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import optuna
@@ -16,6 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import KIND, SEARCH, TOLD, GeneSampler
 from evomerge.search.tables import TrialTables
+
+ESTIMATE = "estimate"
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -46,7 +49,7 @@ class DrivenStudy:
             sampler=sampler or optuna.samplers.RandomSampler(seed=0),
         )
         self._study_id = self._storage.get_study_id_from_name("searched")
-        self._study.add_trials(trials)
+        self._study.add_trials([_seen(trial) for trial in trials])
         self._told = 1 + max((trial.user_attrs.get(TOLD, -1) for trial in trials), default=-1)
         self._unsaved: dict[int, None] = {}
 
@@ -75,6 +78,7 @@ class DrivenStudy:
             genome=genome,
             label=attributes.get("label"),
             recipe=attributes.get("recipe"),
+            rival=attributes.get("rival"),
         )
 
     def foresees(self) -> bool:
@@ -82,8 +86,17 @@ class DrivenStudy:
         sampler = self._study.sampler
         return isinstance(sampler, GeneSampler) and sampler.foresees(self._study)
 
+    def note(self, number: int, **facts: Any) -> None:
+        """Keep facts of a trial that was begun."""
+        for key, value in facts.items():
+            self._storage.set_trial_user_attr(self._identity(number), key, value)
+        self._unsaved[number] = None
+
     def tell(self, number: int, facts: Mapping[str, Any], fitness: float | None = None) -> None:
-        """A trial's result; without a fitness it has failed."""
+        """A trial's result; without a fitness it has failed.
+
+        With an ``estimate`` among the facts, which is then its fitness, it was pruned.
+        """
         if fitness is not None and not math.isfinite(fitness):
             raise ValueError(f"trial {number}: the fitness is {fitness}, not a finite number")
         for key, value in {**facts, TOLD: self._told}.items():
@@ -97,7 +110,7 @@ class DrivenStudy:
         """Write what was drawn and told since the last time, in the order of numbers."""
         if self._unsaved:
             trials = self.trials()
-            self._tables.write([trials[number] for number in sorted(self._unsaved)])
+            self._tables.write([_kept(trials[number]) for number in sorted(self._unsaved)])
             self._unsaved.clear()
 
     def close(self) -> None:
@@ -107,8 +120,28 @@ class DrivenStudy:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
+def _seen(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as the sampler sees it: a pruned one is worth its estimate.
+
+    Optuna's samplers pass over pruned trials, or take all of them for worse than the others.
+    """
+    if trial.state == TrialState.PRUNED and ESTIMATE in trial.user_attrs:
+        trial = copy(trial)
+        trial.state, trial.values = TrialState.COMPLETE, [trial.user_attrs[ESTIMATE]]
+    return trial
+
+
+def _kept(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as it is written: the inverse."""
+    if trial.state == TrialState.COMPLETE and ESTIMATE in trial.user_attrs:
+        trial = copy(trial)
+        trial.state, trial.values = TrialState.PRUNED, None
+    return trial
+
+
 def record_of(trial: FrozenTrial) -> TrialRecord:
-    facts = trial.user_attrs
+    """A trial, seen or kept, in our words."""
+    trial, facts = _kept(trial), trial.user_attrs
     return TrialRecord(
         number=trial.number,
         kind=facts.get(KIND, SEARCH),
@@ -122,6 +155,11 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         failure=facts.get("failure"),
         told=facts.get(TOLD),
         items=facts.get("items"),
+        estimate=facts.get(ESTIMATE),
+        rival=facts.get("rival"),
+        twin=facts.get("twin"),
+        incumbent=facts.get("incumbent"),
+        gain=facts.get("gain", False),
     )
 
 

@@ -23,6 +23,7 @@ from evomerge.evaluation import (
     build_items,
     context_length,
 )
+from evomerge.evaluation.rungs import RungScorer
 from evomerge.evaluation.spec import Part
 from evomerge.merging import DTYPES, StagedEngine, Target, devices_of, staged_engine
 from evomerge.merging.placing import Device
@@ -61,6 +62,8 @@ class EvaluatorPlan:
         vocabulary_of: any of the recipes that are to come (YAML): the live model and the tokenizer
             have the vocabulary that they all ask for. None is the base's.
         backend: what runs the merged models: ``hf`` or ``vllm``.
+        rungs: the shares of the search items after which a candidate may be stopped; see
+            ``evaluation.rungs``.
     """
 
     base: ModelReference
@@ -77,6 +80,11 @@ class EvaluatorPlan:
     trust_remote_code: bool = False
     vocabulary_of: str | None = None
     backend: str = "hf"
+    rungs: tuple[float, ...] = ()
+
+    def rungs_of(self, part: str) -> tuple[tuple[float, ...], int]:
+        """The shares of a part's items, and the seed of their order."""
+        return self.rungs if part == "search" else (), self.requests[0].seed
 
     def __call__(self) -> Evaluator:
         """Build the evaluator; called in the worker's process."""
@@ -104,7 +112,7 @@ class CandidateEvaluator:
         self._device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._engine, self._model, target = self._build()
         self._tokenizer = target.vocabulary.tokenizer.load()
-        self._scorers: dict[str, Scorer] = {}
+        self._scorers: dict[str, RungScorer] = {}
         self._scorer("search")
 
     def _build(self) -> tuple[StagedEngine, torch.nn.Module, Target]:
@@ -138,14 +146,19 @@ class CandidateEvaluator:
         self._engine.merge_into(self._model, recipes)
         self._synchronize()
         merged = time.perf_counter()
-        scores = scorer.score()
+        scored = scorer.score(job.incumbent)
         seconds = {"merge": merged - began, "score": time.perf_counter() - merged}
-        return Outcome(job, scores=scores, seconds=seconds, items=len(scorer.items))
+        return Outcome(job, scored.scores, seconds, items=scored.items, estimate=scored.estimate)
 
-    def _scorer(self, part: str) -> Scorer:
+    def _scorer(self, part: str) -> RungScorer:
         if part not in self._scorers:
             items = items_of(self._plan, self._tokenizer, self._model.config, part)
-            self._scorers[part] = Scorer(self._model, self._tokenizer, items, device=self._device)
+
+            def scorer(places: Sequence[int] | None) -> Scorer:
+                model, tokenizer = self._model, self._tokenizer
+                return Scorer(model, tokenizer, items, device=self._device, places=places)
+
+            self._scorers[part] = RungScorer(items, *self._plan.rungs_of(part), scorer)
         return self._scorers[part]
 
     def _synchronize(self) -> None:

@@ -14,16 +14,21 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import EvomergeError
 from evomerge.search.budget import Budget, Observer, Progress, Tally, nobody
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.records import TrialRecord
+from evomerge.search.sampler import BASELINE
+from evomerge.search.standing import Standing
 from evomerge.search.storage import StudyStore
+from evomerge.search.twins import Twins
 
 if TYPE_CHECKING:
     from evomerge.evaluation import Scores
+    from evomerge.evaluation.incumbent import Incumbent
 
 HOPELESS = 8
 """So many trials from the start, all failed, mean that the set-up is wrong, not the candidates."""
@@ -54,6 +59,15 @@ class Problem(Protocol):
 
     def fitness(self, scores: Scores) -> float:
         """The number to maximise."""
+        ...
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a candidate that cannot win is stopped."""
+        ...
+
+    def incumbent(self, trial: int, fitness: float, scores: Scores) -> Incumbent | None:
+        """A trial, item by item; None where its fitness is no sum over items."""
         ...
 
 
@@ -92,12 +106,23 @@ class SearchLoop:
         self._stop = stop or threading.Event()
         self._running: dict[int, TrialRecord] = {}
         self._again: deque[TrialRecord] = deque()
-        self._tally = Tally(budget, problem.items, store.records())
+        records = store.records()
+        self._tally, self._budget = Tally(budget, problem.items, records), budget
+        self._standing, self._twins = Standing(problem, records), Twins(records)
 
     @property
     def has_work(self) -> bool:
-        """Whether the budget leaves anything to do."""
-        return self._tally.left > 0
+        """Whether anything is left to do."""
+        return self._tally.left > 0 and not self._tally.exhausted and not self._tired
+
+    @property
+    def ended(self) -> str:
+        """Why nothing more is begun: ``asked``, ``exhausted``, ``patience`` or ``budget``."""
+        if self._stop.is_set():
+            return "asked"
+        if self._tally.exhausted:
+            return "exhausted"
+        return "patience" if self._tired and self._tally.left > 0 else "budget"
 
     def run(self, pool: Pool) -> Progress:
         """Search with these workers until the budget is spent.
@@ -124,9 +149,9 @@ class SearchLoop:
     def _go_on(self, pool: Pool, outcomes: Sequence[Outcome]) -> None:
         """Take results, give the free workers their next trials, write both, tell."""
         with self._store.batch():
-            taken = [self._take(outcome) for outcome in outcomes]
+            taken = [record for outcome in outcomes for record in self._take(outcome)]
             while not self._stop.is_set() and self._may_start() and self._takes_one(pool):
-                pool.submit(self._start())
+                taken += self._start(pool)
         for record in taken:
             self._observer(record, self.progress())
         if taken and self._hopeless:
@@ -141,67 +166,110 @@ class SearchLoop:
         if self._again:
             return True
         running = len(self._running)
-        return self._tally.allows(self._tally.finished + running, running)
+        return not self._tired and self._tally.allows(self._tally.finished + running, running)
 
     def _takes_one(self, pool: Pool) -> bool:
         """Whether a worker is free, or a trial may wait for one without a change to the study."""
-        if pool.busy < pool.size:
-            return True
+        if self._twins.waiting or pool.busy < pool.size:
+            return pool.busy + self._twins.waiting < pool.size
         # Near the end it would wait for its worker while others have nothing left to do.
         enough = self._tally.left - len(self._running) >= pool.size
         return pool.queues and enough and (bool(self._again) or self._store.foresees())
 
-    def _start(self) -> Job:
-        if self._again:
-            record = self._again.popleft()
-        else:
-            record = self._store.ask(self._problem.distributions)
+    def _start(self, pool: Pool) -> list[TrialRecord]:
+        """Begin the next trial; what is finished by it: one that needs no worker is at once."""
+        asked = not self._again
+        record = self._store.ask(self._problem.distributions) if asked else self._again.popleft()
         recipe = record.recipe or self._problem.recipe(record.genome)
         self._running[record.number] = record
-        return Job(record.number, recipe)
+        twin = self._twins.scored(recipe)
+        if twin is not None and _serves(twin, record):
+            return [self._copy(record, twin)]
+        if not self._twins.waits(recipe, record):
+            if asked and self._problem.prunes and record.kind != BASELINE:
+                record = replace(record, rival=self._standing.trial)
+                self._store.note(record.number, rival=record.rival)
+            pool.submit(Job(record.number, recipe, incumbent=self._standing.of(record.rival)))
+        return []
 
-    def _take(self, outcome: Outcome) -> TrialRecord:
-        record = self._running.pop(int(outcome.job.key))
+    def _take(self, outcome: Outcome) -> list[TrialRecord]:
+        """Tell the study of a result; what is finished by it: the trial, and its twins."""
+        record = self._running[int(outcome.job.key)]
         seconds = {name: round(value, 4) for name, value in outcome.seconds.items()}
-        fitness, reason = self._judge(outcome)
         facts: dict[str, Any] = {"recipe": outcome.job.recipe, "seconds": seconds}
-        if reason is None:
+        fitness, reason = self._judge(outcome)
+        if reason is not None:
+            facts["failure"] = reason
+        else:
             assert outcome.scores is not None  # for the type checker: _judge has seen them
             facts |= {"scores": summary(outcome.scores), "items": outcome.items}
             self._keep(record.number, outcome.scores)
-            self._store.tell(record.number, fitness, **facts)
-        else:
-            self._store.fail(record.number, reason, **facts)
-        done = TrialRecord(
-            number=record.number,
-            kind=record.kind,
-            state="complete" if reason is None else "failed",
-            fitness=fitness if reason is None else None,
-            genome=record.genome,
-            label=record.label,
-            recipe=outcome.job.recipe,
-            scores=facts.get("scores", {}),
-            seconds=seconds,
-            failure=reason,
-            items=facts.get("items"),
+            if outcome.estimate is not None:
+                facts["estimate"] = fitness
+            else:
+                facts |= self._standing.facts(record.number, fitness, outcome.scores)
+        done = self._tell(record, fitness, facts)
+        twins = self._twins.finished(done)
+        self._again.extend(
+            self._running.pop(twin.number) for twin in twins if not _serves(done, twin)
         )
+        return [done, *(self._copy(twin, done) for twin in twins if _serves(done, twin))]
+
+    def _copy(self, record: TrialRecord, twin: TrialRecord) -> TrialRecord:
+        """A trial with the recipe of one that was scored has its result."""
+        facts: dict[str, Any] = {"recipe": twin.recipe, "scores": twin.scores, "items": 0}
+        facts["twin"] = twin.number
+        if twin.estimate is not None:
+            facts |= {"estimate": twin.estimate, "rival": twin.rival}
+        fitness = twin.fitness if twin.estimate is None else twin.estimate
+        return self._tell(record, math.nan if fitness is None else fitness, facts)
+
+    def _tell(self, record: TrialRecord, fitness: float, facts: dict[str, Any]) -> TrialRecord:
+        """The trial as it is finished, told to the study."""
+        if "failure" in facts:
+            self._store.fail(record.number, facts["failure"], **facts)
+            state = "failed"
+        else:
+            self._store.tell(record.number, fitness, **facts)
+            state = "pruned" if "estimate" in facts else "complete"
+        reached = fitness if state == "complete" else None
+        done = replace(record, state=state, fitness=reached, **facts)
+        del self._running[record.number]
         self._tally.count(done)
+        self._standing.count(done)
         return done
 
     def _judge(self, outcome: Outcome) -> tuple[float, str | None]:
         """The fitness, or the reason why there is none."""
         if outcome.scores is None:
             return math.nan, outcome.failure or "failed without a reason"
-        fitness = self._problem.fitness(outcome.scores)
+        fitness = outcome.estimate
+        if fitness is None:
+            fitness = self._problem.fitness(outcome.scores)
         if not math.isfinite(fitness):
             return math.nan, f"the fitness is {fitness}, not a finite number"
         return fitness, None
+
+    @property
+    def _tired(self) -> bool:
+        """Whether the searched trials have gained nothing for as long as the budget bears it."""
+        patience = self._budget.patience
+        return patience is not None and self._standing.since >= patience * self._problem.items
 
     @property
     def _hopeless(self) -> bool:
         tally = self._tally
         tried = tally.finished_here > 0  # going on with a study, at least one more is
         return tried and tally.failed >= HOPELESS and tally.failed == tally.finished
+
+
+def _serves(result: TrialRecord, trial: TrialRecord) -> bool:
+    """Whether a trial may have the result of another with the same recipe.
+
+    What failed may have failed for want of memory; a baseline is never stopped early.
+    """
+    whole = result.state == "complete"
+    return whole or (result.state == "pruned" and trial.kind != BASELINE)
 
 
 def summary(scores: Scores) -> dict[str, dict[str, list[float | None]]]:

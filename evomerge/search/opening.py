@@ -115,7 +115,7 @@ def _record(store: StudyStore, prepared: Preparation, now: dict[str, Any]) -> No
             PROVENANCE: now,
             "genes": [gene.name for gene in prepared.genes],
             ITEMS: prepared.search_items.digest(),
-            SAMPLER: space.search.model_dump(),
+            SAMPLER: _sampling(space),
             DIGEST: space.digest(),  # last: a study with a digest has everything else
         }
     )
@@ -129,7 +129,7 @@ def _never_began(store: StudyStore) -> bool:
 def _tell_changes(store: StudyStore, space: SearchSpace, now: Mapping[str, Any]) -> None:
     """Warn of what does not make results incomparable, but the trials to come others."""
     before = {**store.facts[PROVENANCE]["versions"], **store.facts.get(SAMPLER, {})}
-    after = {**now["versions"], **space.search.model_dump()}
+    after = {**now["versions"], **_sampling(space)}
     changes = [
         f"{name} is {after.get(name)}, was {value}"
         for name, value in before.items()
@@ -142,7 +142,12 @@ def _tell_changes(store: StudyStore, space: SearchSpace, now: Mapping[str, Any])
             EvomergeWarning,
             stacklevel=2,
         )
-        store.remember(**{SAMPLER: space.search.model_dump()})
+        store.remember(**{SAMPLER: _sampling(space)})
+
+
+def _sampling(space: SearchSpace) -> dict[str, Any]:
+    """What the next trial hangs on besides the study; when to stop is nobody's loss."""
+    return space.search.model_dump(mode="json", exclude={"patience"})
 
 
 def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str) -> None:

@@ -15,6 +15,7 @@ from evomerge.errors import EvomergeError
 
 if TYPE_CHECKING:  # a worker begins without the imports that its evaluator needs
     from evomerge.evaluation import Scores
+    from evomerge.evaluation.incumbent import Incumbent
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Job:
         recipe: the recipe as YAML.
         part: which items: ``search``, ``holdout``, ``race``, or one of several rounds of the race,
             ``race 1/3``.
+        incumbent: a candidate that cannot win against it is stopped; None stops none.
     """
 
     key: int | str
     recipe: str
     part: str = "search"
+    incumbent: Incumbent | None = None
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,15 @@ class Outcome:
 
     Args:
         job: the job.
-        scores: None if the job failed.
+        scores: None if the job failed; of a candidate that was stopped, on some of the items.
         seconds: where the time went: ``merge``, ``score``.
         failure: the reason, in one line; None if there are scores.
         detail: the traceback, for the log.
         poisoned: the worker cannot be trusted after this and must be replaced.
         worker: the process that did it.
         items: how many items were scored.
+        estimate: of a candidate that was stopped, what it would have scored; see
+            ``evaluation.rungs``.
     """
 
     job: Job
@@ -56,6 +61,7 @@ class Outcome:
     poisoned: bool = False
     worker: int | None = None
     items: int = 0
+    estimate: float | None = None
 
 
 class Evaluator(Protocol):

@@ -24,6 +24,7 @@ from evomerge.search.evaluator import EvaluatorPlan, staged_engine_of
 from evomerge.search.gathering import Faults
 from evomerge.search.parts import parts_of
 from evomerge.search.records import PlannedBaseline
+from evomerge.search.shares import rung_shares
 from evomerge.search.verdict import FEWEST
 from evomerge.search.workers import Resources
 
@@ -138,6 +139,8 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
             f"{len(held_out)} held-out items are too few to call anything a win; hold out at "
             f"least {FEWEST}, better hundreds"
         )
+    shares, told = rung_shares(space.search.rungs, search_items)
+    notes += [told] if told else []
     return Preparation(
         space=space,
         checkpoints=tuple(checkpoints),
@@ -145,7 +148,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
         genes=tuple(genes),
         baselines=tuple(planned),
         height=target.vocabulary.height,
-        plan=plan,
+        plan=replace(plan, rungs=shares),
         search_items=search_items,
         holdout_items=held_out,
         race_items=race_items,

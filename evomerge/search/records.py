@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,13 @@ class TrialRecord:
         told: its place in the order in which results arrived.
         items: how many items were scored for it; None where that was not kept, and of a failed
             trial, of which nobody knows how far it came.
+        estimate: of a pruned one, what it would have scored: the incumbent's fitness plus the
+            paired difference on the items that were scored.
+        rival: the trial that was the incumbent when this one began, which it was compared with.
+        twin: the trial with the same recipe whose result this one has; it was not run itself.
+        incumbent: of one that was the best when it finished, what each item adds to its fitness, as
+            ``evaluation.incumbent`` packs it.
+        gain: whether it was better than all before it beyond noise.
     """
 
     number: int
@@ -39,11 +46,21 @@ class TrialRecord:
     failure: str | None = None
     told: int | None = None
     items: int | None = None
+    estimate: float | None = None
+    rival: int | None = None
+    twin: int | None = None
+    incumbent: Mapping[str, Any] | None = None
+    gain: bool = False
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will come of it."""
         return self.state in ("complete", "failed", "pruned")
+
+
+def in_order(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Trials in the order in which their results arrived."""
+    return sorted(records, key=lambda record: -1 if record.told is None else record.told)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import Fault, RecipeError
 from evomerge.evaluation import ItemSet, context_length
+from evomerge.evaluation.rungs import RungScorer
 from evomerge.evaluation.serving.agreement import check_agreement
 from evomerge.evaluation.serving.pieces import Named
 from evomerge.evaluation.serving.serving import ServedScorer, Server
@@ -81,7 +82,7 @@ class ServedEvaluator:
             trust_remote_code=plan.trust_remote_code,
         )
         self._server = start(whole)
-        self._scorers: dict[str, ServedScorer] = {}
+        self._scorers: dict[str, RungScorer] = {}
         self._scorer("search")
         if recipes is not None:
             self._prove(recipes, whole.length)
@@ -113,18 +114,22 @@ class ServedEvaluator:
         _check(engine, recipes[-1], DTYPES[self._plan.dtype])
         self._load(engine, recipes[-1])
         merged = time.perf_counter()
-        scores = scorer.score()
+        scored = scorer.score(job.incumbent)
         seconds = {"merge": merged - began, "score": time.perf_counter() - merged}
-        return Outcome(job, scores=scores, seconds=seconds, items=len(scorer.items))
+        return Outcome(job, scored.scores, seconds, items=scored.items, estimate=scored.estimate)
 
     def close(self) -> None:
         """End the server."""
         self._server.close()
 
-    def _scorer(self, part: str) -> ServedScorer:
+    def _scorer(self, part: str) -> RungScorer:
         if part not in self._scorers:
             items = items_of(self._plan, self._tokenizer, self._config, part)
-            self._scorers[part] = ServedScorer(self._server, self._tokenizer, items)
+
+            def scorer(places: Sequence[int] | None) -> ServedScorer:
+                return ServedScorer(self._server, self._tokenizer, items, places=places)
+
+            self._scorers[part] = RungScorer(items, *self._plan.rungs_of(part), scorer)
         return self._scorers[part]
 
 

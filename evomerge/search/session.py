@@ -11,6 +11,7 @@ from typing import Any
 
 from evomerge.errors import Fault, StudyError
 from evomerge.evaluation import Comparison, Scores, compare, fitness
+from evomerge.evaluation.incumbent import Incumbent
 from evomerge.recipe import read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.baselines import decode
@@ -44,6 +45,15 @@ class Problem:
     def recipe(self, genome: Mapping[str, float]) -> str:
         return decode(self.preparation.space, genome, self.preparation.num_layers)
 
+    @property
+    def prunes(self) -> bool:
+        return bool(self.preparation.plan.rungs)
+
+    def incumbent(self, trial: int, fitness: float, scores: Scores) -> Incumbent | None:
+        prepared = self.preparation
+        requests, plain_sum = prepared.search_items.requests, prepared.space.plain_sum
+        return Incumbent.of(trial, fitness, scores, requests, plain_sum=plain_sum)
+
     def fitness(self, scores: Scores) -> float:
         prepared = self.preparation
         return fitness(scores, prepared.search_items.requests, plain_sum=prepared.space.plain_sum)
@@ -55,7 +65,8 @@ class SearchOutcome:
 
     Args:
         progress: where the study stands.
-        stopped: ``budget``, or ``asked`` (Ctrl-C).
+        stopped: ``budget``; ``patience``: nothing was gained for so long; ``exhausted``: the
+            sampler drew only recipes that were scored before; or ``asked`` (Ctrl-C).
         verdict: the held-out comparison; None if there is none, for the reason in ``no_verdict``.
     """
 
@@ -127,7 +138,7 @@ class Session:
         if stop.is_set():
             return SearchOutcome(progress, "asked")
         verdict, reason = self._judge()
-        return SearchOutcome(progress, "budget", verdict, reason)
+        return SearchOutcome(progress, loop.ended, verdict, reason)
 
     def pool(self) -> Pool:
         """The workers, started when they are first needed."""

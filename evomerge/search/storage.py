@@ -169,11 +169,21 @@ class StudyStore:
             number: the trial's.
             fitness: the value to maximise, finite.
             facts: ``recipe``, ``scores``, ``seconds``, ``items``: what :class:`TrialRecord` keeps.
+                With ``estimate``, which is then the fitness, the trial was pruned.
 
         Raises:
             StudyError: the storage cannot be written.
         """
         self._searched().tell(number, facts, fitness)
+        self.save()
+
+    def note(self, number: int, **facts: Any) -> None:
+        """Record facts of a trial that was begun (JSON values).
+
+        Raises:
+            StudyError: the storage cannot be written.
+        """
+        self._searched().note(number, **facts)
         self.save()
 
     def fail(self, number: int, reason: str, **facts: Any) -> None:

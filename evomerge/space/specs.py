@@ -47,6 +47,19 @@ def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, str | Path) else value
 
 
+def _rungs(value: Any) -> str | tuple[float, ...]:
+    """``auto``, ``none``, or shares of the items."""
+    if value in ("auto", "none"):
+        return str(value)
+    several = isinstance(value, list | tuple) and len(value) > 0
+    shares = list(value) if several else []
+    numbers = all(isinstance(one, float) and 0 < one < 1 for one in shares)
+    if not several or not numbers or shares != sorted(set(shares)):
+        allowed = "auto, none, or shares of the items, ascending, in (0, 1), such as [0.25, 0.5]"
+        raise ValueError(f"{shown(value)} is refused; allowed: {allowed}")
+    return tuple(shares)
+
+
 def _known_methods(value: Any) -> str | tuple[str, ...]:
     """A method's name, or several names to choose from."""
     several = isinstance(value, list | tuple)
@@ -74,6 +87,7 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+Rungs = Annotated[str | tuple[float, ...], PlainValidator(_rungs)]
 NotEmpty = AfterValidator(_not_empty)
 Model = Annotated[
     ModelReference, PlainValidator(ModelReference.parse), PlainSerializer(ModelReference.as_data)
@@ -259,6 +273,11 @@ class SearchSettings(Strict):
         sigma: CMA-ES's first standard deviation as a share of a gene's range, in (0, 1].
         population: candidates per generation, at least 2; None leaves it to the sampler.
         random_init: genes begin at random places (seeded), not where the space says.
+        rungs: the shares of the search items, ascending, in (0, 1), after which a candidate that
+            cannot win is stopped; ``auto`` chooses them by the number of items, ``none`` scores
+            every candidate on all of them.
+        patience: the search ends once so many times the search items were scored without a gain
+            beyond noise; None leaves it to the budget.
         backend: what runs the merged models: ``hf`` (transformers, in the worker) or ``vllm`` (an
             engine that the worker starts and writes each candidate into; an extra).
     """
@@ -268,6 +287,8 @@ class SearchSettings(Strict):
     sigma: Annotated[Real, Field(gt=0, le=1)] = 0.25
     population: Annotated[StrictInt, Field(ge=2)] | None = None
     random_init: StrictBool = False
+    rungs: Rungs = "auto"
+    patience: Count | None = None
     backend: Literal["hf", "vllm"] = "hf"
 
 

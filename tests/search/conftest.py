@@ -12,6 +12,7 @@ from optuna.distributions import FloatDistribution
 
 from evomerge.errors import TrialError
 from evomerge.evaluation import MetricName, Scores, TaskScore, Value
+from evomerge.evaluation.incumbent import Incumbent
 from evomerge.search.pool import Job, Outcome
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.sampler import make_sampler
@@ -31,6 +32,11 @@ class AnalyticProblem:
 
     def recipe(self, genome: Mapping[str, float]) -> str:
         return yaml.safe_dump(dict(genome))
+
+    prunes = False
+
+    def incumbent(self, trial: int, fitness: float, scores: Scores) -> Incumbent | None:
+        return None
 
     def fitness(self, scores: Scores) -> float:
         return scores.value("landscape", ACC).value

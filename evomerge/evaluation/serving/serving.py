@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from lm_eval.models.utils import postprocess_generated_text
 
 from evomerge.errors import Fault, TaskError, TrialError
-from evomerge.evaluation.items import ItemSet
+from evomerge.evaluation.items import ItemSet, picked
 from evomerge.evaluation.queries import Continuation, Generation, Query, Rolling, Rules, Window
 from evomerge.evaluation.scores import Scores
 
@@ -142,23 +142,34 @@ class ServedScorer:
         server: the running model.
         tokenizer: the one that ``items`` were built with; only decodes here.
         items: what is asked.
+        places: the queries of ``items`` that are put, by their places; None is all of them.
 
     Raises:
         TaskError: a task wants texts generated in a way that the server does not know.
     """
 
-    def __init__(self, server: Server, tokenizer: Any, items: ItemSet) -> None:
+    def __init__(
+        self,
+        server: Server,
+        tokenizer: Any,
+        items: ItemSet,
+        *,
+        places: Sequence[int] | None = None,
+    ) -> None:
         self.items = items
         self._server, self._tokenizer = server, tokenizer
-        self._queries, self._owners = items.queries, items.owners
+        chosen = range(len(items.queries)) if places is None else places
+        self._owners = picked(items.owners, chosen)
+        self._repeats = picked(items.repeats, chosen)
+        self._queries = picked(items.queries, chosen)
         self._windows = [window for query in self._queries for window in _windows(query)]
         self._asks, self._asked = _asks(self._windows)
         self._writes: list[tuple[int, Write]] = []
         check_servable(items)
-        for place, (query, repeats) in enumerate(zip(self._queries, items.repeats, strict=True)):
+        for at, (query, place) in enumerate(zip(self._queries, chosen, strict=True)):
             if isinstance(query, Generation):
-                times = repeats if query.rules.samples else 1
-                self._writes += [(place, self._write(query, place, time)) for time in range(times)]
+                times = self._repeats[at] if query.rules.samples else 1
+                self._writes += [(at, self._write(query, place, time)) for time in range(times)]
 
     def score(self, *, bootstrap: int = 0) -> Scores:
         """The model's scores; see :meth:`Scorer.score`.
@@ -185,7 +196,7 @@ class ServedScorer:
         # What cannot be answered differently was asked once, however often it is to be repeated.
         return [
             given * (repeats // len(given))
-            for given, repeats in zip(answers, self.items.repeats, strict=True)
+            for given, repeats in zip(answers, self._repeats, strict=True)
         ]
 
     def _likelihoods(self) -> list[list[Answer]]:
