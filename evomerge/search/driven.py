@@ -15,7 +15,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.sampler import KIND, SEARCH, TOLD, GeneSampler
+from evomerge.search.sampler import KIND, SEARCH, TOLD, CmaEsSampler, GeneSampler
 from evomerge.search.tables import TrialTables
 
 ESTIMATE = "estimate"
@@ -80,6 +80,11 @@ class DrivenStudy:
             recipe=attributes.get("recipe"),
             rival=attributes.get("rival"),
         )
+
+    def mean(self) -> dict[str, float] | None:
+        """The mean of the sampler's distribution; None where it keeps none."""
+        sampler = self._study.sampler
+        return sampler.mean(self._study) if isinstance(sampler, CmaEsSampler) else None
 
     def foresees(self) -> bool:
         """Whether the next draw is the same whatever the running trials come to."""
