@@ -40,7 +40,7 @@ def choices(rng, tau, mu, items, fresh, finalists):
 
 
 def shrunk(search, fresh_scores, entrants, items, fresh):
-    """Empirical Bayes: searched scores shrunk to their mean by the noise's share in their spread."""
+    """Empirical Bayes: searched scores shrunk to their mean by the noise's share."""
     noise = OWN**2 / items
     searched = search[BASELINES:]
     spread = max(searched.var(ddof=1) - noise, 1e-12)
@@ -64,12 +64,12 @@ def run(searched, items, share, rounds):
 
 
 def false_wins(rng, baselines, candidates, finalists, items, held_out, repetitions, effect=0.0):
-    """Shares of verdicts that are a win, against one baseline alone and against up to three.
+    """Shares of verdicts that are a win, against one baseline and against up to three, or a loss.
 
     Right-or-wrong items with a difficulty of their own; the shipped candidate is better than the
     baselines by ``effect`` in the probability of each item. Intervals are normal, 95 %.
     """
-    one = all_ = losses = exact = 0
+    one = strict = all_ = losses = exact = 0
     for _ in range(repetitions):
         search = rng.standard_normal(baselines + candidates) * OWN / np.sqrt(items)
         # What is shipped is the search's luckiest; luck on search items is none on held-out ones.
@@ -80,13 +80,15 @@ def false_wins(rng, baselines, candidates, finalists, items, held_out, repetitio
         gains = [shipped.astype(float) - other for other in others]
         low = [g.mean() - 1.96 * g.std() / np.sqrt(held_out) for g in gains]
         one += low[0] > 0
-        all_ += min(low) > 0
+        strict += min(low) > 0
+        looser = [g.mean() - 1.645 * g.std() / np.sqrt(held_out) for g in gains[1:]]
+        all_ += low[0] > 0 and min(looser, default=1.0) > 0
         losses += gains[0].mean() + 1.96 * gains[0].std() / np.sqrt(held_out) < 0
         exact += (
             gains[0].mean() > 0
             and mcnemar(int((gains[0] > 0).sum()), int((gains[0] < 0).sum())) <= 0.05
         )
-    return [100 * count / repetitions for count in (one, all_, losses, exact)]
+    return [100 * count / repetitions for count in (one, strict, all_, losses, exact)]
 
 
 def main():
@@ -107,8 +109,11 @@ def main():
                 cost = np.mean([one for _, one in found])
                 row = f"{items:>6}{fresh:>6}{tau:>7}{mu:>7}{finalists:>10}"
                 print(row, *(f"{mean:>11.1f}" for mean in means), f"{cost:>6.2f}")
-    print("\nverdicts in % of cases: a win against the first baseline, a win against each, a loss,")
-    print("a win by McNemar's test against the first")
+    print("\nverdicts in % of cases: a win against the first baseline, each at 95 %,")
+    print(
+        "the first at 95 % and others at 90 % (as judged), a loss to the first, a win over it by "
+        "McNemar's test"
+    )
     for baselines in (1, 3, 6):
         for held_out in (50, 200, 1000):
             for effect in (0.0, 0.03, 0.05):

@@ -38,10 +38,8 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
         )
     name = "The" if best.kind == MEAN else f"Trial {best.number}:"
     how = "chosen by the race" if raced else "the best so far by the search items"
-    told = (
-        f"{name} {best.label or 'searched'}, fitness {best.fitness:.4f} on the search items, {how}"
-    )
-    say(f"\n{told}:")
+    told = f"fitness {best.fitness:.4f} on the search items, {how}"
+    say(f"\n{name} {best.label or 'searched'}, {told}:")
     typer.echo(best.recipe or "")
 
 
