@@ -70,7 +70,11 @@ def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str,
             {"name": gene.name, "low": gene.low, "high": gene.high} for gene in prepared.genes
         ],
         "baselines": [baseline.label for baseline in prepared.baselines],
-        "items": {"search": len(prepared.search_items), "holdout": len(held_out or ())},
+        "items": {
+            "search": len(prepared.search_items),
+            "race": len(prepared.race_items or ()),
+            "holdout": len(held_out or ()),
+        },
         "tasks": dict(prepared.search_items.versions),
         "splits": prepared.search_items.splits,
         "workers": workers,
@@ -109,7 +113,8 @@ def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) ->
     say(
         f"{len(prepared.genes)} genes: {_some([gene.name for gene in prepared.genes])}\n"
         f"{len(prepared.baselines)} baselines: {_some([b.label for b in prepared.baselines])}\n"
-        f"{len(prepared.search_items)} search items, {len(held_out or ())} held-out items\n"
+        f"{len(prepared.search_items)} search items, {len(prepared.race_items or ())} race items, "
+        f"{len(held_out or ())} held-out items\n"
         f"At least {size(limits.worker_bytes)} of memory for the models of each of {workers} "
         f"workers, {limits.trial_seconds:.2g} s per trial, {duration(limits.search_seconds)} for "
         f"{trials} trials (arithmetic and bytes alone, at this machine's measured "

@@ -15,7 +15,8 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
     """The best trial, the baselines, the outcome on the held-out items, the recipe."""
     from evomerge.api import load_study
     from evomerge.cli.searching import show_summary
-    from evomerge.report import verdict_words
+    from evomerge.report import race_words, verdict_words
+    from evomerge.search.finalists import MEAN
 
     report = load_study(study, storage)
     if as_json:
@@ -25,6 +26,9 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
     counts = ", ".join(f"{count} {state}" for state, count in sorted(report.counts.items()))
     say(f"Study {report.name}: {counts}")
     show_summary(report)
+    raced = race_words(report)
+    if raced is not None:
+        say(raced)
     if report.verdict is not None:
         say(verdict_words(report.verdict))
     else:
@@ -32,7 +36,10 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
             "There is no held-out result for the present winner: the search has not come to its "
             "end, or nothing could be proved."
         )
-    say(f"\nTrial {best.number} ({best.label or 'searched'}), fitness {best.fitness:.4f}:")
+    name = "The" if best.kind == MEAN else f"Trial {best.number}:"
+    how = "chosen by the race" if raced else "the best so far by the search items"
+    told = f"fitness {best.fitness:.4f} on the search items, {how}"
+    say(f"\n{name} {best.label or 'searched'}, {told}:")
     typer.echo(best.recipe or "")
 
 

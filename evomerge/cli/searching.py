@@ -82,11 +82,12 @@ class Display:
         """Say what is about to be searched, and how far an earlier run came."""
         for note in prepared.notes:
             tell_note(note)
-        held_out, space = prepared.holdout_items, prepared.space
+        held_out, race, space = prepared.holdout_items, prepared.race_items, prepared.space
         models = len(prepared.checkpoints) - 1 if space.stages else len(space.models)
         say(
             f"{space.methods_named} of {models} models, "
             f"{len(prepared.genes)} genes, {len(prepared.search_items)} search items, "
+            f"{len(race) if race else 'no'} race items, "
             f"{len(held_out) if held_out else 'no'} held-out items, "
             f"{size(prepared.worker_bytes)} of models per worker",
             stderr,
@@ -134,7 +135,7 @@ def _how_to_go_on(fresh: bool = False, **_: object) -> str:
 
 def close(result: SearchResult, storage: str | None = None, **options: Any) -> None:
     """The closing words: what was found, whether it is a win, what to do next."""
-    from evomerge.report import verdict_words
+    from evomerge.report import race_words, verdict_words
 
     outcome, study = result.outcome, result.study
     command = f"evomerge best {study.name}" + (f" --storage {storage}" if storage else "")
@@ -149,6 +150,9 @@ def close(result: SearchResult, storage: str | None = None, **options: Any) -> N
     show_summary(study)
     if outcome.stopped in _ENDS:
         say(_ENDS[outcome.stopped])
+    raced = race_words(study)
+    if raced is not None:
+        say(raced)
     if outcome.verdict is not None:
         say(verdict_words(outcome.verdict))
     else:

@@ -24,7 +24,7 @@ from evomerge.evaluation.judging import TaskItems
 from evomerge.evaluation.queries import Encoder, Query, QueryError
 from evomerge.evaluation.scores import find_metric
 from evomerge.evaluation.smooth import SMOOTH, available, plan_smooth
-from evomerge.evaluation.spec import MetricName, Part, Setting, TaskRequest
+from evomerge.evaluation.spec import Counts, MetricName, Part, Round, Setting, TaskRequest
 from evomerge.evaluation.splits import ask_on, search_notes
 from evomerge.evaluation.tasks import (
     Loaded,
@@ -46,6 +46,8 @@ def build_items(
     max_length: int,
     part: Part = "search",
     holdout_items: int | None = None,
+    race_items: int | None = None,
+    race_round: Round = (0, 1),
     every_metric: bool = False,
 ) -> ItemSet:
     """Load the tasks, choose their documents, build and tokenise the requests.
@@ -56,16 +58,18 @@ def build_items(
         tokenizer: a Hugging Face tokenizer.
         max_length: the model's longest input in tokens (:func:`context_length`).
         part: ``holdout`` for documents that the search part of the same requests leaves over, or
-            for those of each request's ``holdout_task``.
+            for those of each request's ``holdout_task``; ``race`` for some of the search's split
+            that neither of the two uses, of the requests that leave any.
         holdout_items: per request; ``None`` for all that there are. A request for all items leaves
             so many for the held-out part.
+        race_items, race_round: see :class:`Counts`.
         every_metric: the requests' metrics are not looked at; for scores that nobody sums up.
 
     Raises:
         TaskError: everything that is wrong with the requests, at once.
     """
-    build = _Build(setting, tokenizer, max_length, part, holdout_items, every_metric)
-    return build.items(requests)
+    counts = Counts(holdout_items, race_items, race_round)
+    return _Build(setting, tokenizer, max_length, part, counts, every_metric).items(requests)
 
 
 class _Build:
@@ -77,14 +81,14 @@ class _Build:
         tokenizer: Any,
         max_length: int,
         part: Part,
-        holdout_items: int | None,
+        counts: Counts,
         every_metric: bool,
     ) -> None:
         self._setting = setting
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._part = part
-        self._holdout_items = holdout_items
+        self._counts = counts
         self._every_metric = every_metric
         self._faults = Faults()
         self._notes: dict[tuple[str, str], list[str]] = {}
@@ -157,12 +161,12 @@ class _Build:
 
     def _standing(self, request: TaskRequest) -> TaskRequest:
         """The request as it stands for this part."""
-        if self._part == "search" or not _held_out_elsewhere(request):
+        if self._part != "holdout" or not request.held_out_elsewhere:
             return request
         return replace(
             request,
             task=request.holdout_task or request.task,
-            items=self._holdout_items,
+            items=self._counts.holdout_items,
             order="random",
             chosen=None,
             holdout_task=None,
@@ -180,7 +184,7 @@ class _Build:
             for key, value in (("seed", request.seed), ("num_fewshot", request.num_fewshot or 0)):
                 if value < 0:
                     self._faults.add(f"{place}: {key}", f"{value}; write 0 or more")
-            if _held_out_elsewhere(request) and request.holdout_task in searched:
+            if request.held_out_elsewhere and request.holdout_task in searched:
                 reason = f"{request.holdout_task!r} is itself searched on; name one that is not"
                 self._faults.add(f"{place}: holdout_task", reason)
 
@@ -255,7 +259,7 @@ class _Build:
                 set_fewshot(task, request.num_fewshot, self._setting.fewshot_seed)
             # Nothing is searched on in a holdout_task: all its documents may be drawn.
             part: Part = self._part if request.task == original.task else "search"
-            step = partial(draw, tasks, request, part, self._holdout_items)
+            step = partial(draw, tasks, request, part, self._counts)
             drawn.update(self._faults.attempt(step) or {})
         return drawn
 
@@ -293,7 +297,3 @@ class _Build:
         chat = self._setting.apply_chat_template
         smooth = plan_smooth(items.name, items.task, items.doc_ids, asked, encoder, chat=chat)
         return replace(items, smooth=smooth)
-
-
-def _held_out_elsewhere(request: TaskRequest) -> bool:
-    return request.holdout_task not in (None, request.task)

@@ -1,8 +1,8 @@
-"""Which documents are searched on and which are held out.
+"""Which documents are searched on, which are raced on, and which are held out.
 
-One seeded permutation per task decides both: the search takes its head, the held-out items are its
-tail. So more items extend a smaller set, and the held-out items of a study stay what they were when
-the number of search items changes.
+One seeded permutation per task decides: the search takes its head, the held-out items are its tail.
+So more items extend a smaller set, and the held-out items of a study stay what they were when the
+number of search items changes. Finalists are raced on some of what is between.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 
 from evomerge.errors import TaskError
-from evomerge.evaluation.spec import Part, TaskRequest
+from evomerge.evaluation.spec import Counts, Part, TaskRequest
 
 DocIds = tuple[int, ...]
 
@@ -65,6 +65,66 @@ def choose(
         for name, size in sizes.items()
     }
     return {name: _ascending(orders[name][-held_out[name] :]) for name in sizes}
+
+
+def choose_race(
+    sizes: Mapping[str, int],
+    request: TaskRequest,
+    counts: Counts,
+    apart: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, DocIds]:
+    """The documents that finalists are raced on: of those that may be searched on, some that
+    neither the search nor the held-out items use.
+
+    Args:
+        sizes, request, apart: as for :func:`choose`.
+        counts: how many, and which round's; the rounds' sizes differ by at most 1 in a leaf task.
+
+    Returns:
+        leaf task → positions of its documents, ascending; empty if a leaf task has none left.
+
+    Raises:
+        TaskError: there are fewer than ``race_items``.
+    """
+    place = f"task {request.task}"
+    searched = choose(sizes, request, "search", counts.holdout_items, apart)
+    held_out = _held_out(sizes, request, counts.holdout_items, apart)
+    left = {}
+    for name, size in sizes.items():
+        taken = {*searched[name], *held_out.get(name, ())}
+        order = generator(request.seed, name).permutation(size)
+        left[name] = [int(one) for one in order if int(one) not in taken]
+    total, race_items = sum(map(len, left.values())), counts.race_items
+    if race_items is not None and not len(sizes) <= race_items <= total:
+        reason = f"{race_items} race items, but search and held-out items leave {total} documents"
+        raise TaskError.at(place, f"{reason}; write {len(sizes)} to {total}, or leave the key out")
+    if not all(left.values()):
+        return {}
+    most = sum(map(len, searched.values())) if race_items is None else race_items
+    shares = proportional(
+        min(max(most, len(sizes)), total), [len(documents) for documents in left.values()]
+    )
+    number, rounds = counts.race_round
+    return {
+        name: tuple(sorted(documents[:count][number::rounds]))
+        for (name, documents), count in zip(left.items(), shares, strict=True)
+    }
+
+
+def _held_out(
+    sizes: Mapping[str, int],
+    request: TaskRequest,
+    holdout_items: int | None,
+    apart: Mapping[str, int],
+) -> dict[str, DocIds]:
+    """What is held out of the documents that may be searched on."""
+    if request.held_out_elsewhere or all(name in apart for name in sizes):
+        return {}
+    try:
+        held_out = choose(sizes, request, "holdout", holdout_items, apart)
+    except TaskError:
+        return {}  # nothing is left to hold out, which is told where that is asked for
+    return {name: ids for name, ids in held_out.items() if name not in apart}
 
 
 def proportional(total: int, capacities: Sequence[int]) -> list[int]:

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from evomerge.errors import Fault, TaskError
-from evomerge.evaluation.choosing import DocIds, choose
+from evomerge.evaluation.choosing import DocIds, choose, choose_race
 from evomerge.evaluation.gathering import Faults
-from evomerge.evaluation.spec import Part, Split, TaskRequest
+from evomerge.evaluation.spec import Counts, Part, Split, TaskRequest
 from evomerge.evaluation.splits import Source, count_documents, find_source, other_splits
 from evomerge.evaluation.tasks import quiet
 
@@ -33,7 +33,7 @@ class Drawn:
 
 
 def draw(
-    tasks: Mapping[str, Any], request: TaskRequest, part: Part, holdout_items: int | None
+    tasks: Mapping[str, Any], request: TaskRequest, part: Part, counts: Counts
 ) -> dict[str, Drawn]:
     """Choose the documents of each leaf task behind a request.
 
@@ -41,13 +41,13 @@ def draw(
         tasks: lm-eval's leaf tasks by name, the number of their examples set.
         request: how many, by which seed, from where.
         part: see :func:`~evomerge.evaluation.choosing.choose`.
-        holdout_items: likewise.
+        counts: of the other parts.
 
     Raises:
         TaskError: a task has no such split, or too few documents.
     """
     wanted: Split = request.split
-    if wanted == "auto" and request.holdout_task not in (None, request.task):
+    if wanted == "auto" and request.held_out_elsewhere:
         wanted = "evaluation"  # what is held out is said, so the task itself is there for searching
     sources = _sources(tasks, wanted)
     sizes = {name: _count(name, task, sources[name].split) for name, task in tasks.items()}
@@ -57,13 +57,17 @@ def draw(
         if sources[name].apart
     }
     try:
-        chosen = choose(sizes, request, part, holdout_items, held_out)
+        if part == "race":
+            chosen = choose_race(sizes, request, counts, held_out)
+        else:
+            chosen = choose(sizes, request, part, counts.holdout_items, held_out)
     except TaskError as error:
         raise TaskError(_with_a_hint(fault, tasks, sources) for fault in error.faults) from None
     drawn = {}
     for name, doc_ids in chosen.items():
         source = sources[name]
-        drawn[name] = Drawn(doc_ids, source.split if part == "search" else source.evaluated, source)
+        split = source.evaluated if part == "holdout" else source.split
+        drawn[name] = Drawn(doc_ids, split, source)
     return drawn
 
 

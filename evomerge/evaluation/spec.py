@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Part = Literal["search", "holdout"]
+Part = Literal["search", "holdout", "race"]
 Order = Literal["random", "first", "balanced"]
 Split = Literal["auto", "train", "validation", "test", "evaluation"]
+Round = tuple[int, int]
+"""Which round of a race, from 0, of how many."""
 
 LM_EVAL_FEWSHOT_SEED = 1234
 """``lm_eval.simple_evaluate``'s own default."""
@@ -74,6 +76,27 @@ class TaskRequest:
     holdout_task: str | None = None
     chosen: tuple[tuple[str, tuple[int, ...]], ...] | None = None
     split: Split = "evaluation"
+
+    @property
+    def held_out_elsewhere(self) -> bool:
+        """Whether the held-out documents are another task's."""
+        return self.holdout_task not in (None, self.task)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many documents there are of the parts other than the search's.
+
+    Args:
+        holdout_items: per request; ``None`` for all that there are.
+        race_items: per request, in all rounds; ``None`` for as many as are searched on, or all that
+            are left.
+        race_round: which of the rounds.
+    """
+
+    holdout_items: int | None = None
+    race_items: int | None = None
+    race_round: Round = (0, 1)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from evomerge.report.files import StudyFiles
 from evomerge.report.study import StudyReport, open_study
-from evomerge.report.words import verdict_words
+from evomerge.report.words import race_words, verdict_words
 
-__all__ = ["StudyFiles", "StudyReport", "open_study", "verdict_words"]
+__all__ = ["StudyFiles", "StudyReport", "open_study", "race_words", "verdict_words"]

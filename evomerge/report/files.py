@@ -6,7 +6,9 @@ import time
 
 from evomerge.report.study import StudyReport
 from evomerge.search.budget import Progress
+from evomerge.search.finalists import name_of
 from evomerge.search.folder import StudyFolder, write_json, write_whole
+from evomerge.search.race import Race
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore
 
@@ -42,9 +44,11 @@ class StudyFiles:
         """Write everything as it stands at the end."""
         self.update(progress)
         self._write_trials()
-        verdict = StudyReport(self._store).verdict
-        if verdict is not None:
-            write_json(self._folder.held_out, verdict.to_json())
+        report = StudyReport(self._store)
+        if report.choice is not None:
+            write_best(self._folder, report.choice, self._store.name, report.race)
+        if report.verdict is not None:
+            write_json(self._folder.held_out, report.verdict.to_json())
 
     def _write_trials(self) -> None:
         began = time.monotonic()
@@ -53,10 +57,14 @@ class StudyFiles:
         self._due = now + max(_PAUSE, (now - began) / _SHARE)
 
 
-def write_best(folder: StudyFolder, trial: TrialRecord, study: str) -> None:
-    """Replace ``best.yaml`` by a trial's recipe."""
+def write_best(
+    folder: StudyFolder, trial: TrialRecord, study: str, race: Race | None = None
+) -> None:
+    """Replace ``best.yaml`` by a trial's recipe, and say whether a race has chosen it."""
     what = trial.label or f"trial {trial.number}"
-    head = f"# {study}: {what}, fitness {trial.fitness:.6g} on the search items\n"
+    fresh = None if race is None else race.fresh(name_of(trial))
+    raced = "" if fresh is None else f" and {fresh:.6g} on the race's, which it won"
+    head = f"# {study}: {what}, fitness {trial.fitness:.6g} on the search items{raced}\n"
     write_whole(folder.best, head + (trial.recipe or ""))
 
 

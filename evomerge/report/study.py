@@ -12,11 +12,13 @@ from evomerge.errors import Fault, StudyError
 from evomerge.evaluation import Comparison, Scores, compare
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.search.budget import best_of
+from evomerge.search.finalists import MEAN, MEAN_LABEL, RACE, Decision, decided, race_of
 from evomerge.search.folder import ROOT, StudyFolder
 from evomerge.search.itemscores import ItemScores, log_key
+from evomerge.search.race import Race
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore, open_store, study_names
-from evomerge.search.verdict import Verdict, finalists
+from evomerge.search.verdict import Verdict, known_verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -141,13 +143,35 @@ class StudyReport:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The held-out comparison of the present winner and best baseline, if it was made."""
-        known, pair = self.facts.get("verdict"), finalists(self.trials)
-        if not known or pair is None:
-            return None
-        verdict = Verdict.from_json(known)
-        judged = (verdict.winner.number, verdict.baseline.number)
-        return verdict if judged == tuple(record.number for record in pair) else None
+        """The held-out comparison of what the search comes to now, if it was made."""
+        return known_verdict(self.facts, self.decision, self.trials)
+
+    @cached_property
+    def decision(self) -> Decision | None:
+        """What the search comes to now; None while no trial has succeeded."""
+        return decided(self.trials, self.facts)
+
+    @property
+    def choice(self) -> TrialRecord | None:
+        """What is shipped: after the race its winner, before it the best trial so far."""
+        return None if self.decision is None else self.decision.choice
+
+    @property
+    def race(self) -> Race | None:
+        """The race after the last trial; None if it was not run, or not to its end."""
+        found = race_of(self.trials, self.facts)
+        return None if found is None else found[0]
+
+    @property
+    def race_items(self) -> int:
+        """How many items the last race has scored."""
+        return int(self.facts.get(RACE, {}).get("items", 0))
+
+    def finalist(self, name: str) -> str:
+        """What a finalist of the race is called."""
+        if name == MEAN:
+            return MEAN_LABEL
+        return self.trial(int(name)).label or f"trial {name}"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -160,15 +184,15 @@ class StudyReport:
         return sum(trial.items or 0 for trial in self.trials)
 
     def trial(self, number: int | None = None) -> TrialRecord:
-        """A trial by its number, or the best one.
+        """A trial by its number, or what is shipped (see :attr:`choice`).
 
         Raises:
             StudyError: there is no such trial, or no trial that succeeded.
         """
         if number is None:
-            if self.best is None:
+            if self.choice is None:
                 raise StudyError.at(self.name, f"has no successful trial yet; {self.counts}")
-            return self.best
+            return self.choice
         for trial in self.trials:
             if trial.number == number:
                 return trial
@@ -177,7 +201,7 @@ class StudyReport:
         )
 
     def recipes(self, number: int | None = None) -> tuple[Recipe, ...]:
-        """The recipe of a trial (the best one by default): one, or the stages of a staged one.
+        """The recipe of a trial (what is shipped by default): one, or the stages of a staged one.
 
         Raises:
             StudyError: there is no such trial, or it never got as far as a recipe.
@@ -211,9 +235,31 @@ class StudyReport:
             "study": self.name,
             "trials": self.counts,
             "items": self.items,
+            "race_items": self.race_items,
+            "choice": _trial_json(self.choice),
             "best": _trial_json(best),
             "best_baseline": _trial_json(baseline),
+            "race": self._race_json(),
             "verdict": verdict.to_json() if verdict else None,
+        }
+
+    def _race_json(self) -> dict[str, Any] | None:
+        race = self.race
+        if race is None:
+            return None
+        return {
+            "finalists": [
+                {
+                    "trial": None if name == MEAN else int(name),
+                    "label": self.finalist(name),
+                    "search_fitness": race.searched[name],
+                    "fresh_fitness": race.fresh(name),
+                    "rounds": sum(1 for one in race.rounds if name in one.fitness),
+                }
+                for name in race.searched
+            ],
+            "spread": race.spread,
+            "seed_spread": race.seed_spread,
         }
 
 
@@ -242,7 +288,7 @@ def _trial_json(trial: TrialRecord | None) -> dict[str, Any] | None:
     if trial is None:
         return None
     return {
-        "trial": trial.number,
+        "trial": None if trial.kind == MEAN else trial.number,
         "kind": trial.kind,
         "label": trial.label,
         "fitness": trial.fitness,

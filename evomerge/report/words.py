@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from evomerge.search.verdict import FEWEST, LOSS, WIN, Verdict
+from typing import TYPE_CHECKING
+
+from evomerge.search.verdict import FEWEST, KEPT, LOSS, WIN, Verdict
+
+if TYPE_CHECKING:
+    from evomerge.report.study import StudyReport
+
+
+def race_words(study: StudyReport) -> str | None:
+    """Who was raced, who won, and what its fitness is where it was not chosen; None without."""
+    race = study.race
+    if race is None or not race.rounds:
+        return None
+    winner = race.leader
+    fresh, items = race.fresh(winner), sum(one.items for one in race.rounds)
+    words = (
+        f"The race: {len(race.searched)} finalists on {items} fresh items ({study.race_items} "
+        f"scored): {study.finalist(winner)} came first, with {fresh:.4f} on them and "
+        f"{race.searched[winner]:.4f} on the search items."
+    )
+    if race.seed_spread is None:
+        return words
+    spread = "" if race.spread is None else f" (the finalists differ by {race.spread:.4f})"
+    return (
+        f"{words} Another mask seed changes a recipe's fitness by {race.seed_spread:.4f} (standard "
+        f"deviation){spread}; the mean over the seeds was raced. What is shipped keeps its seed; "
+        "mergekit draws other masks of the same recipe."
+    )
 
 
 def verdict_words(verdict: Verdict) -> str:
@@ -13,37 +40,62 @@ def verdict_words(verdict: Verdict) -> str:
         f"{winner.fitness:.4f} and the best baseline ({baseline.label}) {baseline.fitness:.4f}: "
         f"a difference of {verdict.difference:+.4f}{_interval(verdict)}."
     )
-    return f"{_headline(verdict)} {numbers} {_carried(verdict)}"
+    return " ".join([_headline(verdict), numbers, *_others(verdict), _carried(verdict)])
 
 
 def _headline(verdict: Verdict) -> str:
+    name = _named(verdict)
     if verdict.outcome == WIN:
         return "A win: the searched recipe is better on items that the search never saw."
+    if verdict.outcome == KEPT:
+        return f"The search found nothing better than the baseline {name}, which is kept."
     if verdict.outcome == LOSS:
         return (
             "No win: the searched recipe is worse on items that the search never saw. "
-            f"Use the baseline ({verdict.baseline.label}, trial {verdict.baseline.number})."
+            f"Use the baseline {name}."
         )
     if verdict.items < FEWEST:
         return f"Open: fewer than {FEWEST} held-out items prove nothing."
     if verdict.low is None:
         return "Open: these metrics allow no interval, so nothing is proved."
+    unbeaten = [one.baseline.label for one in verdict.others if not one.beaten]
+    if verdict.low > 0 and unbeaten:
+        return (
+            "Open: the searched recipe beats the best baseline of the search, but not "
+            f"{' and '.join(unbeaten)} on items that the search never saw."
+        )
     return (
         "Open: the held-out items do not tell the searched recipe from the best baseline. "
         "More held-out items or a longer search may."
     )
 
 
+def _named(verdict: Verdict) -> str:
+    return f"({verdict.baseline.label}, trial {verdict.baseline.number})"
+
+
 def _interval(verdict: Verdict) -> str:
     if verdict.low is None or verdict.high is None:
         return ""
-    return f" (95 % interval {verdict.low:+.4f} to {verdict.high:+.4f}, paired item by item)"
+    test = "" if verdict.p_value is None else f"; McNemar's test p = {verdict.p_value:.2g}"
+    return f" (95 % interval {verdict.low:+.4f} to {verdict.high:+.4f}, paired item by item{test})"
+
+
+def _others(verdict: Verdict) -> list[str]:
+    """What the lead is over baselines that might be the best one."""
+    told = [
+        f"{one.baseline.label} {one.difference:+.4f}"
+        + ("" if one.low is None else f" ({one.low:+.4f} to {one.high:+.4f})")
+        for one in verdict.others
+    ]
+    return [f"Over other baselines (90 % intervals): {', '.join(told)}."] if told else []
 
 
 def _carried(verdict: Verdict) -> str:
     """What the winner's lead was where it was chosen: the best of many noisy numbers."""
     lead = verdict.winner.search_fitness - verdict.baseline.search_fitness
+    luck = f"; {verdict.luck:+.4f} was luck" if verdict.luck > 0 else ""
     return (
         f"On the search items, where it was chosen, its lead was {lead:+.4f}: "
-        f"{verdict.difference:+.4f} of that is left."
+        f"{verdict.difference:+.4f} of that is left{luck}."
     )

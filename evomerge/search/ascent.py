@@ -188,6 +188,16 @@ class AscentSampler(GeneSampler):
         seen = self._look(study)
         return not seen.flat and not heading(self._unit(seen.start), seen.visits).over
 
+    def mean(self, study: Any) -> dict[str, float] | None:
+        """CMA-ES's, once it has taken over."""
+        seen = self._look(study)
+        if seen.flat:
+            return self._plain.mean(study)
+        if not heading(self._unit(seen.start), seen.visits).over:
+            return None
+        mean = self._replay.mean(seen.best, seen.drawn)
+        return {name: float(value) for name, value in zip(self._names, mean, strict=True)}
+
     def foresees(self, study: Any) -> bool:
         """Each slope changes the next step."""
         return self._look(study).flat and self._plain.foresees(study)

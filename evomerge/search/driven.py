@@ -89,6 +89,11 @@ class DrivenStudy:
         sampler = self._study.sampler
         return isinstance(sampler, GeneSampler) and sampler.asks_slope(self._study, number)
 
+    def mean(self) -> dict[str, float] | None:
+        """The mean of the sampler's distribution; None where it keeps none."""
+        sampler = self._study.sampler
+        return sampler.mean(self._study) if isinstance(sampler, GeneSampler) else None
+
     def foresees(self) -> bool:
         """Whether the next draw is the same whatever the running trials come to."""
         sampler = self._study.sampler

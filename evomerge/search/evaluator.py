@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from evomerge.evaluation import (
     context_length,
 )
 from evomerge.evaluation.rungs import RungScorer
+from evomerge.evaluation.spec import Part
 from evomerge.merging import DTYPES, StagedEngine, Target, devices_of, staged_engine
 from evomerge.merging.placing import Device
 from evomerge.merging.residency import Wish
@@ -43,6 +44,8 @@ takes about as long as two forward."""
 
 _LOGGER = logging.getLogger(__name__)
 
+_PARTS: Mapping[str, Part] = {"search": "search", "holdout": "holdout", "race": "race"}
+
 
 @dataclass(frozen=True)
 class EvaluatorPlan:
@@ -56,6 +59,8 @@ class EvaluatorPlan:
         requests: what is scored.
         setting: how questions are put.
         holdout_items: how many held-out items per task; None for all that there are.
+        race_items: how many race items per task; None for as many as are searched on, or what is
+            left.
         device: ``cpu``, ``cuda``; None for the accelerator where there is one.
         spread: the live model lies over all the GPUs that the worker sees; each tensor is merged
             where it lies.
@@ -76,6 +81,7 @@ class EvaluatorPlan:
     requests: tuple[TaskRequest, ...]
     setting: Setting
     holdout_items: int | None = None
+    race_items: int | None = None
     device: str | None = None
     spread: bool = False
     residency: Wish = "auto"
@@ -297,12 +303,16 @@ def open_model(
 
 
 def items_of(plan: EvaluatorPlan, tokenizer: Any, config: Any, part: str) -> ItemSet:
-    """The items of one part, ``search`` or ``holdout``: the same in every worker."""
+    """The items of one part (see :class:`Job`): the same in every worker."""
+    name, *numbers = part.split()
+    number, rounds = map(int, numbers[0].split("/")) if numbers else (1, 1)
     return build_items(
         plan.requests,
         plan.setting,
         tokenizer,
         max_length=context_length(config, tokenizer),
-        part="holdout" if part == "holdout" else "search",
+        part=_PARTS.get(name, "search"),
         holdout_items=plan.holdout_items,
+        race_items=plan.race_items,
+        race_round=(number - 1, rounds),
     )

@@ -16,6 +16,7 @@ from evomerge.evaluation import MetricName, Scores, TaskRequest
 from evomerge.evaluation.balancing import choose_balanced
 from evomerge.evaluation.choosing import DocIds
 from evomerge.search.evaluator import EvaluatorPlan, items_of
+from evomerge.search.parts import race_items
 from evomerge.search.pool import Job, Pool
 from evomerge.search.preparation import Preparation, targets_of
 from evomerge.search.storage import StudyStore, has_study, open_store
@@ -60,8 +61,10 @@ def _with_choice(prepared: Preparation, chosen: Mapping[str, DocIds]) -> Prepara
     )
     plan = replace(prepared.plan, requests=requests)
     tokenizer = targets_of(plan)[-1].vocabulary.tokenizer.load()
-    items = items_of(plan, tokenizer, prepared.checkpoints[0].model_config(), "search")
-    return replace(prepared, plan=plan, search_items=items)
+    config = prepared.checkpoints[0].model_config()
+    items = items_of(plan, tokenizer, config, "search")
+    raced = race_items(plan, tokenizer, config) if prepared.race_items is not None else None
+    return replace(prepared, plan=plan, search_items=items, race_items=raced)
 
 
 def _choose(prepared: Preparation, make_pool: Callable[[EvaluatorPlan], Pool]) -> dict[str, DocIds]:

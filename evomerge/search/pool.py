@@ -25,7 +25,8 @@ class Job:
     Args:
         key: what the outcome is for: a trial's number, or the name of a finalist.
         recipe: the recipe as YAML.
-        part: ``search`` or ``holdout``: which items.
+        part: which items: ``search``, ``holdout``, ``race``, or one of several rounds of the race,
+            ``race 1/3``.
         slope: whether the slope of the smooth fitness is wanted too.
         genome: what the recipe was decoded from; needed for a slope only.
         incumbent: a candidate that cannot win against it is stopped; None stops none.

@@ -12,16 +12,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints import Checkpoint, MergedVocabulary, compare
-from evomerge.errors import CheckpointError, InputError, SpaceError
+from evomerge.checkpoints import Checkpoint, compare
+from evomerge.errors import CheckpointError, SpaceError
 from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
 from evomerge.merging import DTYPES, ResidencyPlan, Target, layout_of
 from evomerge.recipe import read_recipes, resolve
 from evomerge.references import ModelReference
 from evomerge.search.backends import check_backend, check_items
 from evomerge.search.baselines import BASE, baselines, decode
-from evomerge.search.evaluator import EvaluatorPlan, items_of, staged_engine_of
+from evomerge.search.evaluator import EvaluatorPlan, staged_engine_of
 from evomerge.search.gathering import Faults
+from evomerge.search.parts import parts_of
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.shares import rung_shares
 from evomerge.search.slopes import Neighbourhood
@@ -45,8 +46,8 @@ class Preparation:
         genes: what is searched.
         baselines: the first trials.
         plan: what each worker builds.
-        search_items, holdout_items: the items of each part; the latter None where nothing is held
-            out, with the reason among ``notes``.
+        search_items, holdout_items, race_items: the items of each part; None where nothing is held
+            out, or left to race the finalists on, with the reason among ``notes``.
         notes: what the user should know before the search begins.
         height: how many rows for tokens the merged models have.
         residency: where the workers hold the models, once that is planned.
@@ -63,6 +64,7 @@ class Preparation:
     notes: tuple[str, ...]
     height: int
     residency: ResidencyPlan | None = None
+    race_items: ItemSet | None = None
 
     @property
     def parameters(self) -> int:
@@ -126,8 +128,11 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     planned = baselines(space, base.num_layers, one_vocabulary=alike) if genes else []
     notes: list[str] = list(target.notes)
     notes += _left_out(space, planned)
-    search_items, held_out = _items(plan, target.vocabulary, base, hold_out, faults, notes)
-    faults.gather(check_items, space, (search_items, held_out))
+    races = space.finals.candidates > 0
+    search_items, held_out, race_items = parts_of(
+        plan, target.vocabulary, base, faults, notes, hold_out=hold_out, race=hold_out and races
+    )
+    faults.gather(check_items, space, (search_items, held_out, race_items))
     faults.check()
     if not genes:
         raise SpaceError([space.fault(("genome",), "nothing varies: every value is fixed")])
@@ -148,6 +153,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
         plan=replace(plan, rungs=shares),
         search_items=search_items,
         holdout_items=held_out,
+        race_items=race_items,
         notes=(*search_items.notes, *notes),
     )
 
@@ -168,6 +174,7 @@ def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
             confirm_unsafe=space.confirm_unsafe,
         ),
         holdout_items=space.holdout.items if space.holdout else None,
+        race_items=space.finals.items,
         residency=space.resources.residency,
         trust_remote_code=space.trust_remote_code,
         backend=space.search.backend,
@@ -289,31 +296,3 @@ def _left_out(space: SearchSpace, planned: Sequence[PlannedBaseline]) -> list[st
         f"{space.base_model} is no baseline: {space.methods_named} does not merge it, and its "
         "vocabulary is another"
     ]
-
-
-def _items(
-    plan: EvaluatorPlan,
-    vocabulary: MergedVocabulary,
-    base: Checkpoint,
-    hold_out: bool,
-    faults: Faults,
-    notes: list[str],
-) -> tuple[Any, ItemSet | None]:
-    tokenizer = faults.gather(vocabulary.tokenizer.load)
-    if tokenizer is None:
-        return None, None
-    config = base.model_config()
-    search_items = faults.gather(items_of, plan, tokenizer, config, "search")
-    if not hold_out or search_items is None:
-        return search_items, None
-    try:
-        return search_items, items_of(plan, tokenizer, config, "holdout")
-    except InputError as problem:
-        if plan.holdout_items is not None or any(r.holdout_task for r in plan.requests):
-            faults.add(problem.faults, type(problem))
-        else:
-            notes.append(
-                "no items are left to hold out, so the outcome cannot be proved: "
-                + "; ".join(str(fault) for fault in problem.faults)
-            )
-    return search_items, None

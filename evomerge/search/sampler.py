@@ -52,6 +52,10 @@ class GeneSampler(BaseSampler):
         """Whether the slope at a trial that was just drawn is wanted."""
         return False
 
+    def mean(self, study: optuna.Study) -> dict[str, float] | None:
+        """The mean of the present distribution, gene by gene; None where there is none."""
+        return None
+
 
 class CmaEsSampler(GeneSampler):
     """CMA-ES started from the best baseline, fed by every result in the order of arrival.
@@ -116,7 +120,7 @@ class CmaEsSampler(GeneSampler):
     ) -> Any:
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
-    def mean(self, study: optuna.Study) -> dict[str, float]:
+    def mean(self, study: optuna.Study) -> dict[str, float] | None:
         """The mean of the present distribution, gene by gene."""
         self._look(study)
         mean = self._replay.mean(self._start(), self._solutions)

@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evomerge.errors import Fault, StudyError
-from evomerge.evaluation import Comparison, Scores, compare, fitness
+from evomerge.evaluation import Scores, fitness
 from evomerge.evaluation.incumbent import Incumbent
-from evomerge.recipe import read_recipes
-from evomerge.references import ModelReference
 from evomerge.search.baselines import decode
 from evomerge.search.budget import Budget, Observer, Progress
+from evomerge.search.finals import Finals, race_cost
 from evomerge.search.loop import Keeper, SearchLoop, nothing_kept
 from evomerge.search.ownership import Ownership
 from evomerge.search.pool import Pool
@@ -23,9 +21,7 @@ from evomerge.search.preparation import Preparation
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import make_sampler
 from evomerge.search.storage import StudyStore, distributions
-from evomerge.search.verdict import Verdict, finalists, judge, score_held_out
-
-VERDICT = "verdict"
+from evomerge.search.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,14 @@ class SearchOutcome:
         progress: where the study stands.
         stopped: ``budget``; ``patience``: nothing was gained for so long; ``exhausted``: the
             sampler drew only recipes that were scored before; or ``asked`` (Ctrl-C).
+        choice: what is shipped, a searched trial, the mean of the search or a baseline; before the
+            end, the best so far.
         verdict: the held-out comparison; None if there is none, for the reason in ``no_verdict``.
     """
 
     progress: Progress
     stopped: str
+    choice: TrialRecord | None = None
     verdict: Verdict | None = None
     no_verdict: str | None = None
 
@@ -127,18 +126,24 @@ class Session:
             owner.beat()
             self._observer(record, progress)
 
-        loop = SearchLoop(
-            self._store, Problem(self._prepared), self._budget, observe, stop, self._keep
-        )
+        problem, budget = Problem(self._prepared), self._budget
+        if budget.items is not None:  # what the race will cost is left for it
+            budget = replace(budget, items=budget.items - race_cost(self._prepared, budget.items))
+        loop = SearchLoop(self._store, problem, budget, observe, stop, self._keep)
         progress = loop.progress()
         if loop.has_work:
             pool = self.pool()
             with until_interrupted(stop):
                 progress = loop.run(pool)
         if stop.is_set():
-            return SearchOutcome(progress, "asked")
-        verdict, reason = self._judge()
-        return SearchOutcome(progress, loop.ended, verdict, reason)
+            return SearchOutcome(progress, "asked", progress.best)
+
+        def waiting() -> None:
+            observe(None, progress)
+
+        finals = Finals(self._prepared, problem, self._store, self.pool, waiting)
+        end = finals.run()
+        return SearchOutcome(progress, loop.ended, end.choice, end.verdict, end.no_verdict)
 
     def pool(self) -> Pool:
         """The workers, started when they are first needed."""
@@ -156,56 +161,6 @@ class Session:
             sigma=space.search.sigma,
             population=space.search.population,
         )
-
-    def _judge(self) -> tuple[Verdict | None, str | None]:
-        items = self._prepared.holdout_items
-        pair = finalists(self._store.records())
-        if pair is None:
-            return None, "there is no searched trial and no baseline that both succeeded"
-        if items is None:
-            return None, "there are no held-out items"
-        known = self._store.facts.get(VERDICT)
-        if known and [known["winner"]["number"], known["baseline"]["number"]] == [
-            record.number for record in pair
-        ]:
-            return Verdict.from_json(known), None
-        outcomes = score_held_out(self.pool(), (self._located(pair[0]), self._located(pair[1])))
-        winner, baseline = (outcomes[record.number] for record in pair)
-        failed = winner.failure or baseline.failure
-        if winner.scores is None or baseline.scores is None:
-            return None, f"the held-out items could not be scored: {failed}"
-        verdict = judge(
-            (pair[0], winner.scores),
-            (pair[1], baseline.scores),
-            self._compare,
-            self._held_out_fitness,
-            len(items),
-        )
-        self._store.remember(**{VERDICT: verdict.to_json()})
-        return verdict, None
-
-    def _located(self, record: TrialRecord) -> TrialRecord:
-        """The trial, its recipe naming the models where they lie now, if they have moved."""
-        held = {checkpoint.reference for checkpoint in self._prepared.checkpoints}
-        recipes = read_recipes(record.recipe or "")
-        made = {ModelReference(str(recipe.name)) for recipe in recipes[:-1]}
-        if {model for recipe in recipes for model in recipe.models_named} <= held | made:
-            return record
-        planned = {baseline.label: baseline.recipe for baseline in self._prepared.baselines}
-        recipe = planned.get(record.label or "")
-        return replace(record, recipe=recipe or Problem(self._prepared).recipe(record.genome))
-
-    def _compare(self, a: Scores, b: Scores) -> Comparison:
-        items = self._prepared.holdout_items
-        if items is None:
-            raise StudyError([Fault("holdout", "there are no held-out items")])
-        return compare(a, b, items.requests, plain_sum=self._prepared.space.plain_sum)
-
-    def _held_out_fitness(self, scores: Scores) -> float:
-        items = self._prepared.holdout_items
-        if items is None:
-            raise StudyError([Fault("holdout", "there are no held-out items")])
-        return fitness(scores, items.requests, plain_sum=self._prepared.space.plain_sum)
 
 
 @contextmanager

@@ -149,6 +149,10 @@ class StudyStore:
         """Whether the next draw is the same whatever the running trials come to."""
         return self._searched().foresees()
 
+    def mean(self) -> dict[str, float] | None:
+        """The mean of the sampler's distribution, gene by gene; None where it keeps none."""
+        return self._searched().mean()
+
     def interrupted(self, distributions: Mapping[str, FloatDistribution]) -> list[TrialRecord]:
         """The trials that an earlier run had begun: to be run again, under their own numbers.
 

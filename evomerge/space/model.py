@@ -17,6 +17,7 @@ from evomerge.space.encoding import encode_weights, plain_genome
 from evomerge.space.genes import Gene, count_groups, find_genes
 from evomerge.space.meaning import changes_between, digest_of, meaning_of
 from evomerge.space.specs import (
+    FinalsSpec,
     HoldoutSpec,
     NotEmpty,
     Paths,
@@ -36,6 +37,7 @@ class SearchSpace(Stage):
     Args:
         tasks: what is scored.
         holdout: the items to hold out; None is whatever the search leaves.
+        finals: how the best candidates are raced at the end.
         search: how.
         resources: with what.
         apply_chat_template, fewshot_as_multiturn, system_instruction: how questions are put, in
@@ -53,6 +55,7 @@ class SearchSpace(Stage):
 
     tasks: Annotated[tuple[TaskSpec, ...], NotEmpty]
     holdout: HoldoutSpec | None = None
+    finals: FinalsSpec = FinalsSpec()
     search: SearchSettings = SearchSettings()
     resources: ResourceSpec = ResourceSpec()
     apply_chat_template: StrictBool = False

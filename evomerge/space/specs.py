@@ -250,6 +250,20 @@ class HoldoutSpec(Strict):
     items: Count | None = None
 
 
+class FinalsSpec(Strict):
+    """How the best candidates are raced at the end, on items that the search did not use.
+
+    Args:
+        items: how many of each task; None is as many as the search's, or what is left.
+        candidates: how many searched candidates are raced; 0 is no race.
+        mask_seeds: under how many seeds each is scored, where the method draws masks.
+    """
+
+    items: Count | None = None
+    candidates: Natural = 6
+    mask_seeds: Count = 3
+
+
 class SearchSettings(Strict):
     """How the space is searched.
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from evomerge.search.storage import open_store
 from tests.cli.worlds import BASELINES, SPACE, World, run, said, strict_json, table, told, trials
 
 
@@ -92,6 +93,19 @@ def test_fresh_sets_the_old_study_aside(world: World) -> None:
     assert trials(aside) == old
     assert (aside / "trials.csv").is_file()
     assert len(table(world.study("small"))) == 4
+
+
+def test_a_race_that_was_interrupted_goes_on(shared: World) -> None:
+    space = shared.root / "small.yaml"
+    store = open_store("small", f"sqlite:///{shared.study('small')}/study.db")
+    whole, judged = store.facts["race"], store.facts["verdict"]
+    first = {**whole["race"], "rounds": whole["race"]["rounds"][:1]}
+    store.remember(race={**whole, "race": first, "finished": False}, verdict=None)
+    searched(space, "--trials", 8)
+    after = open_store("small", store.url).facts
+    assert len(whole["race"]["rounds"]) > 1
+    assert after["race"]["race"] == whole["race"]
+    assert after["verdict"] == judged
 
 
 def test_a_storage_elsewhere(world: World) -> None:

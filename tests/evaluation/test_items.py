@@ -20,7 +20,8 @@ from evomerge.evaluation import (
     build_items,
     context_length,
 )
-from evomerge.evaluation.choosing import choose, proportional
+from evomerge.evaluation.choosing import choose, choose_race, proportional
+from evomerge.evaluation.spec import Counts
 from tests.evaluation import worlds
 from tests.evaluation.worlds import TaskFolder
 
@@ -301,3 +302,57 @@ def test_every_metric_needs_no_metric_that_is_reported(build: Build, folder: Tas
     request = TaskRequest(task, MetricName("no_such_metric"), items=3)
     assert "no_such_metric" in faults_of(lambda: build([request]))
     assert len(build([request], every_metric=True)) == 3
+
+
+@given(st.integers(0, 2**16), st.data())
+def test_race_items_are_of_neither_other_part(seed: int, data: st.DataObject) -> None:
+    sizes = data.draw(
+        st.dictionaries(st.sampled_from("abcd"), st.integers(3, 40), min_size=1, max_size=4)
+    )
+    order = data.draw(st.sampled_from(("random", "first")))
+    items = data.draw(st.integers(len(sizes), sum(sizes.values())))
+    request = TaskRequest("task", items=items, order=order, seed=seed)
+    searched = choose(sizes, request, "search", None)
+    left = min(size - len(searched[name]) for name, size in sizes.items())
+    rest = sum(sizes.values()) - sum(map(len, searched.values()))
+    held = data.draw(st.integers(len(sizes), rest)) if left else len(sizes)
+    rounds = [choose_race(sizes, request, Counts(held, None, (i, 3))) for i in range(3)]
+    whole = choose_race(sizes, request, Counts(held))
+    held_out = choose(sizes, request, "holdout", held) if left else {}
+    for name, ids in whole.items():
+        taken = {*searched[name], *held_out.get(name, ())}
+        assert ids == tuple(sorted(set(ids)))
+        assert set(ids) <= set(range(sizes[name])) - taken
+        parts = [one[name] for one in rounds]
+        assert sorted(sum(parts, ())) == list(ids)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert sum(map(len, whole.values())) <= max(sum(map(len, searched.values())), len(sizes))
+
+
+def test_race_items_where_others_are_held_out_and_where_there_are_too_few() -> None:
+    elsewhere = TaskRequest("task", items=20, holdout_task="other", seed=1)
+    raced = choose_race({"task": 30}, elsewhere, Counts(1000))["task"]
+    searched = choose({"task": 30}, elsewhere, "search", 1000)["task"]
+    assert sorted((*raced, *searched)) == list(range(30)), "all that is left, of this split"
+    apart = choose_race({"task": 30}, TaskRequest("task", items=20), Counts(5), {"task": 9})
+    assert len(apart["task"]) == 10, "another split's items are held out"
+    assert choose_race({"task": 30}, TaskRequest("task", items=20), Counts()) == {}
+    chosen = TaskRequest(
+        "task", items=3, order="balanced", chosen=(("task", (1, 4, 7)),), holdout_task="other"
+    )
+    assert not {1, 4, 7} & set(choose_race({"task": 9}, chosen, Counts(5))["task"])
+    with pytest.raises(TaskError, match=r"11 race items, but .* leave 10 documents; write 1 to 10"):
+        choose_race({"task": 30}, elsewhere, Counts(1000, 11))
+
+
+def test_built_race_items_and_a_task_without(build: Build, folder: TaskFolder) -> None:
+    one = worlds.add_choices(folder, "choices", count=30, seed=5)
+    two = worlds.add_choices(folder, "choices2", count=12, seed=6)
+    requests = [TaskRequest(one, items=12, seed=9), TaskRequest(two, items=6, seed=9)]
+    options = {"part": "race", "holdout_items": 6}
+    items = build(requests, **options)
+    assert {name: len(ids) for name, ids in items.samples.items()} == {one: 12}
+    assert [request.task for request in items.requests] == [one], "nothing is left of the other"
+    held_out = build(requests, part="holdout", holdout_items=6).samples[one]
+    assert not set(items.samples[one]) & {*build(requests).samples[one], *held_out}
+    assert len(build(requests, race_round=(1, 4), **options)) == 3

@@ -1,0 +1,157 @@
+"""Who comes to the finals: the best searched trials, the search's mean, the best baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evomerge.recipe import read_recipes, write_recipes
+from evomerge.search.race import Race, Z
+from evomerge.search.records import TrialRecord
+from evomerge.search.sampler import BASELINE
+
+MEAN, MEAN_LABEL, NO_TRIAL = "mean", "mean of the search", -1
+RACE = "race"
+"""The study's fact."""
+
+MOST_BASELINES = 3
+"""So many baselines are raced, and have to be beaten on the held-out items, at most."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the search comes to.
+
+    Args:
+        choice: what is shipped.
+        winner: the best searched candidate; None while none has succeeded.
+        baselines: those that have to be beaten, the best first.
+        raced: whether fresh items decided.
+    """
+
+    choice: TrialRecord
+    winner: TrialRecord | None
+    baselines: tuple[TrialRecord, ...]
+    raced: bool
+
+
+def mean_record(genome: Mapping[str, float], recipe: str, fitness: float | None) -> TrialRecord:
+    """The mean of the sampler's distribution, which is no trial of the study."""
+    state = "running" if fitness is None else "complete"
+    return TrialRecord(NO_TRIAL, MEAN, state, fitness, genome, MEAN_LABEL, recipe)
+
+
+def name_of(record: TrialRecord) -> str:
+    """A finalist's name in the race."""
+    return MEAN if record.kind == MEAN else str(record.number)
+
+
+def best_searched(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """The fittest searched trials, without those whose recipe is another's."""
+    found: dict[str, TrialRecord] = {}
+    for record in _ranked(records):
+        if record.kind != BASELINE and len(found) < count:
+            found.setdefault(record.recipe or str(record.number), record)
+    return list(found.values())
+
+
+def best_baselines(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The fittest baseline, and those that may be as good: a few, the fittest first."""
+    ranked = [record for record in _ranked(records) if record.kind == BASELINE]
+    return [one for one in ranked if _may_equal(one, ranked[0])][:MOST_BASELINES]
+
+
+def decided(
+    records: Sequence[TrialRecord], facts: Mapping[str, Any], *, last: bool = False
+) -> Decision | None:
+    """What the search comes to, by its trials and by the race that was run after the last of them.
+
+    Args:
+        records: the study's trials.
+        facts: of the study.
+        last: what the last race came to, though trials have been added since.
+
+    Returns:
+        None while no trial has succeeded.
+    """
+    ranked = _ranked(records)
+    if not ranked:
+        return None
+    found = race_of(records, facts, last=last)
+    if found is None:
+        winner = next((one for one in ranked if one.kind != BASELINE), None)
+        return Decision(ranked[0], winner, tuple(best_baselines(records)), raced=False)
+    race, mean = found
+    known = {name_of(one): one for one in [*ranked, *([mean] if mean else [])]}
+    order = sorted(race.searched, key=lambda name: (-_rounds(race, name), -race.pooled(name)))
+    entered = [known[name] for name in order if name in known]
+    baselines = [one for one in entered if one.kind == BASELINE]
+    searched = [one for one in entered if one.kind != BASELINE]
+    return Decision(
+        entered[0], searched[0] if searched else None, tuple(baselines), bool(race.rounds)
+    )
+
+
+def race_of(
+    records: Sequence[TrialRecord], facts: Mapping[str, Any], *, last: bool = False
+) -> tuple[Race, TrialRecord | None] | None:
+    """The finished race of a study and the mean that took part; None if there is none now."""
+    known = facts.get(RACE)
+    if not known or not known["finished"]:
+        return None
+    if not last and known["after"] != finished(records):
+        return None
+    mean = known["mean"]
+    return Race.from_json(known["race"]), mean_record(**mean) if mean else None
+
+
+def finished(records: Sequence[TrialRecord]) -> int:
+    """How many trials are: a race is run after so many of them."""
+    return sum(1 for record in records if record.finished)
+
+
+def draws_masks(recipe: str) -> bool:
+    """Whether a recipe's result depends on its mask seed."""
+    return any(one.draws_masks for one in read_recipes(recipe))
+
+
+def under_seed(recipe: str, step: int) -> str:
+    """A recipe with another seed of its masks; its own for step 0."""
+    if step == 0:
+        return recipe
+    recipes = read_recipes(recipe)
+    return write_recipes([replace(one, mask_seed=one.mask_seed + step) for one in recipes])
+
+
+def _rounds(race: Race, name: str) -> int:
+    return sum(1 for one in race.rounds if name in one.fitness)
+
+
+def _ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those that have a fitness on all the search items, the fittest first."""
+    complete = [one for one in records if one.state == "complete" and one.fitness is not None]
+    return sorted(complete, key=lambda one: (-float(one.fitness or 0.0), one.number))
+
+
+def _may_equal(one: TrialRecord, best: TrialRecord) -> bool:
+    """Whether noise may be all that lies between: by their standard errors, as if unpaired.
+
+    That is a bound for the paired difference, and needs no item scores. Tasks weigh alike here.
+    """
+    errors = [error for record in (one, best) for error in _errors(record)]
+    tasks = max(len(best.scores), 1)
+    if not errors:
+        return True
+    gap = float(best.fitness or 0.0) - float(one.fitness or 0.0)
+    return gap <= Z * math.sqrt(sum(error**2 for error in errors)) / tasks
+
+
+def _errors(record: TrialRecord) -> list[float]:
+    """The largest standard error of each task's metrics."""
+    found = []
+    for metrics in record.scores.values():
+        errors = [error for _, error in metrics.values() if error is not None]
+        found += [max(errors)] if errors else []
+    return found

@@ -1,0 +1,274 @@
+"""The end of a search: the finalists are raced, the best is shipped, and judged by new items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evomerge.evaluation import Comparison, ItemSet, Scores, compare, fitness
+from evomerge.recipe import read_recipes
+from evomerge.references import ModelReference
+from evomerge.search.finalists import (
+    MEAN,
+    MOST_BASELINES,
+    RACE,
+    Decision,
+    best_baselines,
+    best_searched,
+    decided,
+    draws_masks,
+    finished,
+    mean_record,
+    name_of,
+    under_seed,
+)
+from evomerge.search.loop import Problem
+from evomerge.search.parts import rounds_of
+from evomerge.search.pool import Job, Outcome, Pool
+from evomerge.search.preparation import Preparation
+from evomerge.search.race import Race, RoundResult
+from evomerge.search.records import TrialRecord
+from evomerge.search.sampler import BASELINE
+from evomerge.search.storage import StudyStore
+from evomerge.search.verdict import VERDICT, Verdict, judge, judged_baselines, known_verdict
+
+_RESAMPLES = 1000  # an error to drop out by need not be exact
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a search comes to.
+
+    Args:
+        choice: what is shipped; None while no trial has succeeded.
+        verdict: the held-out comparison; None if there is none, for the reason in ``no_verdict``.
+    """
+
+    choice: TrialRecord | None
+    verdict: Verdict | None = None
+    no_verdict: str | None = None
+
+
+class Finals:
+    """Races the finalists of a study and judges the best.
+
+    Every finished round is kept in the study, so that a race that was interrupted goes on; one that
+    is finished is not run again until trials have been added.
+
+    Args:
+        prepared: the space.
+        problem: the same, as the loop sees it.
+        store: its study, whose trials are finished.
+        pool: gives the workers; not called when there is nothing left to do.
+        waiting: is called now and then.
+    """
+
+    def __init__(
+        self,
+        prepared: Preparation,
+        problem: Problem,
+        store: StudyStore,
+        pool: Callable[[], Pool],
+        waiting: Callable[[], None],
+    ) -> None:
+        self._prepared, self._store, self._waiting = prepared, store, waiting
+        self._pool, self._problem = pool, problem
+        self._records = store.records()
+
+    def run(self) -> Conclusion:
+        """Race, choose, judge.
+
+        Raises:
+            StudyError: the storage fails.
+            WorkerError: no worker can be had.
+        """
+        if self._prepared.race_items is not None:
+            self._race(self._prepared.race_items)
+        decision = decided(self._records, self._store.facts)
+        if decision is None:
+            return Conclusion(None, no_verdict="no trial has succeeded")
+        verdict, reason = self._judge(decision)
+        return Conclusion(decision.choice, verdict, reason)
+
+    def _race(self, items: ItemSet) -> None:
+        spec = self._prepared.space.finals
+        terms = {
+            "after": finished(self._records),
+            "of": [items.digest(), spec.candidates, spec.mask_seeds],
+        }
+        known = self._store.facts.get(RACE, {})
+        if {key: known.get(key) for key in terms} != terms:
+            known = {**terms, **self._begun(spec.candidates)}
+        if known["finished"]:
+            return
+        entrants = self._entrants(known)
+        race, cost, rounds = Race.from_json(known["race"]), known["items"], rounds_of(items)
+        while len(race.rounds) < rounds and len(race.remaining) > 1:
+            part = f"race {len(race.rounds) + 1}/{rounds}"
+            result, scored = self._round(part, {name: entrants[name] for name in race.remaining})
+            cost += scored
+            if not result.fitness:
+                break
+            race = replace(race, rounds=(*race.rounds, result))
+            known = {**known, "race": race.to_json(), "items": cost}
+            self._store.remember(**{RACE: known})
+        self._store.remember(**{RACE: {**known, "finished": True, "items": cost}})
+
+    def _begun(self, candidates: int) -> dict[str, Any]:
+        """A race before its first round."""
+        entrants = [*best_searched(self._records, candidates), *best_baselines(self._records)]
+        cost = 0
+        mean: dict[str, Any] | None = None
+        genome = self._store.mean() if any(one.kind != BASELINE for one in entrants) else None
+        recipe = self._problem.recipe(genome) if genome else None
+        if genome and recipe and recipe not in [one.recipe for one in entrants]:
+            outcome = self._score([Job(MEAN, recipe)])[MEAN]
+            cost += outcome.items
+            value = math.nan if outcome.scores is None else self._problem.fitness(outcome.scores)
+            if math.isfinite(value):
+                mean = {"genome": genome, "recipe": recipe, "fitness": value}
+                entrants.append(mean_record(**mean))
+        # Of two that are equally good, the fitter on the search items is shipped.
+        entrants.sort(key=lambda one: (-float(one.fitness or 0.0), one.number))
+        searched = {name_of(one): float(one.fitness or 0.0) for one in entrants}
+        race = Race(searched, len(self._prepared.search_items))
+        enough = len(entrants) > 1
+        return {"race": race.to_json(), "mean": mean, "items": cost, "finished": not enough}
+
+    def _entrants(self, known: Mapping[str, Any]) -> dict[str, TrialRecord]:
+        mean = [mean_record(**known["mean"])] if known["mean"] else []
+        everyone = {name_of(one): one for one in [*self._records, *mean]}
+        return {name: self._located(everyone[name]) for name in known["race"]["searched"]}
+
+    def _round(self, part: str, entrants: Mapping[str, TrialRecord]) -> tuple[RoundResult, int]:
+        """Score the entrants on a round's items, under several seeds where they draw masks."""
+        seeds = self._prepared.space.finals.mask_seeds
+        jobs, keys = [], {}
+        for name, record in entrants.items():
+            recipe = record.recipe or ""
+            keys[name] = [f"{name} {step}" for step in range(seeds if draws_masks(recipe) else 1)]
+            jobs += [
+                Job(key, under_seed(recipe, step), part) for step, key in enumerate(keys[name])
+            ]
+        outcomes = self._score(jobs)
+        found = {
+            name: [scores for key in own if (scores := outcomes[key].scores) is not None]
+            for name, own in keys.items()
+        }
+        whole = {name: scores for name, scores in found.items() if len(scores) == len(keys[name])}
+        items = [outcome.items for outcome in outcomes.values()]
+        return self._result(max(items), whole), sum(items)
+
+    def _result(self, items: int, scores: Mapping[str, Sequence[Scores]]) -> RoundResult:
+        values = {
+            name: [self._fitness(one, self._prepared.race_items) for one in of]
+            for name, of in scores.items()
+        }
+        values = {name: of for name, of in values.items() if all(map(math.isfinite, of))}
+        names = list(values)
+        errors = {
+            a: {
+                b: error
+                for b in names[place + 1 :]
+                if (error := self._error(scores[a], scores[b])) is not None
+            }
+            for place, a in enumerate(names)
+        }
+        return RoundResult(
+            items,
+            {name: sum(of) / len(of) for name, of in values.items()},
+            errors,
+            {name: of for name, of in values.items() if len(of) > 1},
+        )
+
+    def _error(self, a: Sequence[Scores], b: Sequence[Scores]) -> float | None:
+        """The standard error of the paired difference, seed by seed: a bound for their means'."""
+        found = []
+        for step in range(max(len(a), len(b))):
+            of_a, of_b = a[step % len(a)], b[step % len(b)]
+            difference = self._compare(self._prepared.race_items, of_a, of_b, 0.95, _RESAMPLES)
+            if difference.low is None or difference.high is None:
+                return None
+            found.append((difference.high - difference.low) / (2 * 1.96))
+        return math.sqrt(sum(error**2 for error in found) / len(found))
+
+    def _judge(self, decision: Decision) -> tuple[Verdict | None, str | None]:
+        items = self._prepared.holdout_items
+        winner, baselines = decision.winner, judged_baselines(decision)
+        if winner is None or not baselines:
+            return None, "there is no searched trial and no baseline that both succeeded"
+        if items is None:
+            return None, "there are no held-out items"
+        known = known_verdict(self._store.facts, decision, self._records)
+        if known is not None:
+            return known, None
+        trials = [self._located(one) for one in (winner, *baselines)]
+        outcomes = self._score([Job(one.number, one.recipe or "", "holdout") for one in trials])
+        scored = [(one, outcomes[one.number].scores) for one in (winner, *baselines)]
+        whole = [(one, scores) for one, scores in scored if scores is not None]
+        if len(whole) < len(scored):
+            failed = next(outcome.failure for outcome in outcomes.values() if outcome.failure)
+            return None, f"the held-out items could not be scored: {failed}"
+        verdict = judge(
+            whole[0],
+            whole[1:],
+            lambda a, b, confidence: self._compare(items, a, b, confidence),
+            lambda scores: self._fitness(scores, items),
+            len(items),
+            kept=decision.choice.kind == BASELINE,
+            after=finished(self._records),
+        )
+        self._store.remember(**{VERDICT: verdict.to_json()})
+        return verdict, None
+
+    def _located(self, record: TrialRecord) -> TrialRecord:
+        """The trial, its recipe naming the models where they lie now, if they have moved."""
+        held = {checkpoint.reference for checkpoint in self._prepared.checkpoints}
+        recipes = read_recipes(record.recipe or "")
+        made = {ModelReference(str(recipe.name)) for recipe in recipes[:-1]}
+        if {model for recipe in recipes for model in recipe.models_named} <= held | made:
+            return record
+        planned = {baseline.label: baseline.recipe for baseline in self._prepared.baselines}
+        recipe = planned.get(record.label or "")
+        return replace(record, recipe=recipe or self._problem.recipe(record.genome))
+
+    def _score(self, jobs: Sequence[Job]) -> dict[int | str, Outcome]:
+        """Run jobs, as many at once as there are workers."""
+        pool, waiting = self._pool(), list(jobs)
+        outcomes: dict[int | str, Outcome] = {}
+        while waiting or pool.busy:
+            while waiting and pool.busy < pool.size:
+                pool.submit(waiting.pop(0))
+            for outcome in pool.wait(1.0):
+                outcomes[outcome.job.key] = outcome
+            self._waiting()
+        return outcomes
+
+    def _fitness(self, scores: Scores, items: ItemSet | None) -> float:
+        requests = items.requests if items is not None else ()
+        return fitness(scores, requests, plain_sum=self._prepared.space.plain_sum)
+
+    def _compare(
+        self, items: ItemSet | None, a: Scores, b: Scores, confidence: float, resamples: int = 10000
+    ) -> Comparison:
+        return compare(
+            a,
+            b,
+            items.requests if items is not None else (),
+            plain_sum=self._prepared.space.plain_sum,
+            confidence=confidence,
+            resamples=resamples,
+        )
+
+
+def race_cost(prepared: Preparation, budget: int) -> int:
+    """How many items of a budget are left for the race: what it costs at most, or a quarter."""
+    if prepared.race_items is None:
+        return 0
+    spec, planned = prepared.space.finals, prepared.baselines
+    entrants = spec.candidates + 1 + min(len(planned), MOST_BASELINES)
+    masks = any(draws_masks(one.recipe) for one in planned)
+    runs = entrants * (spec.mask_seeds if masks else 1)
+    return min(runs * len(prepared.race_items) + len(prepared.search_items), budget // 4)

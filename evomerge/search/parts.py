@@ -1,0 +1,97 @@
+"""The three parts of a space's items: searched on, held out, and for the race of the finalists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evomerge.checkpoints import Checkpoint, MergedVocabulary
+from evomerge.errors import InputError
+from evomerge.evaluation import ItemSet
+from evomerge.search.evaluator import EvaluatorPlan, items_of
+from evomerge.search.gathering import Faults
+
+ROUNDS = 3
+"""A race has so many rounds, if every task has an item for each."""
+
+Parts = tuple[Any, ItemSet | None, ItemSet | None]
+"""Searched on (None after a fault), held out, raced on."""
+
+
+def parts_of(
+    plan: EvaluatorPlan,
+    vocabulary: MergedVocabulary,
+    base: Checkpoint,
+    faults: Faults,
+    notes: list[str],
+    *,
+    hold_out: bool,
+    race: bool,
+) -> Parts:
+    """Build the items of each part that there is; what is wrong or missing is told.
+
+    Args:
+        plan: of the workers.
+        vocabulary: of the merged models.
+        base: whose configuration they have.
+        faults: what is wrong is added.
+        notes: what the user should know is added.
+        hold_out, race: whether these parts are wanted.
+    """
+    tokenizer = faults.gather(vocabulary.tokenizer.load)
+    if tokenizer is None:
+        return None, None, None
+    config = base.model_config()
+    searched = faults.gather(items_of, plan, tokenizer, config, "search")
+    held_out = raced = None
+    if hold_out and searched is not None:
+        held_out = _held_out(plan, tokenizer, config, faults, notes)
+    if race and searched is not None:
+        raced = faults.gather(race_items, plan, tokenizer, config, notes)
+    return searched, held_out, raced
+
+
+def race_items(
+    plan: EvaluatorPlan, tokenizer: Any, config: Any, notes: list[str] | None = None
+) -> ItemSet | None:
+    """The items of the race; None if nothing is left for it.
+
+    Raises:
+        TaskError: there are fewer than the space asks for.
+    """
+    notes = [] if notes is None else notes
+    items = items_of(plan, tokenizer, config, "race")
+    raced = {request.task for request in items.requests}
+    without = [task for r in plan.requests if (task := r.task) not in raced]
+    how = "search on fewer (items: N of the task), or hold out fewer (holdout: {items: N})"
+    if not any(request.weight for request in items.requests):
+        notes.append(
+            "no items are left to race the finalists on, so the best score on the search items "
+            f"decides, which is partly luck; {how}"
+        )
+        return None
+    if without:
+        named = ", ".join(dict.fromkeys(without))
+        notes.append(f"finalists are raced without {named}, of which no items are left; {how}")
+    return items
+
+
+def rounds_of(items: ItemSet) -> int:
+    """How many rounds a race on these items has."""
+    enough = all(len(task.doc_ids) >= ROUNDS for task in items.tasks)
+    return ROUNDS if enough else 1
+
+
+def _held_out(
+    plan: EvaluatorPlan, tokenizer: Any, config: Any, faults: Faults, notes: list[str]
+) -> ItemSet | None:
+    try:
+        return items_of(plan, tokenizer, config, "holdout")
+    except InputError as problem:
+        if plan.holdout_items is not None or any(r.holdout_task for r in plan.requests):
+            faults.add(problem.faults, type(problem))
+        else:
+            notes.append(
+                "no items are left to hold out, so the outcome cannot be proved: "
+                + "; ".join(str(fault) for fault in problem.faults)
+            )
+    return None
