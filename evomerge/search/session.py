@@ -24,6 +24,7 @@ from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import make_sampler
 from evomerge.search.storage import StudyStore, distributions
 from evomerge.search.verdict import Verdict, finalists, judge, score_held_out
+from evomerge.space.searching import sampler_settings
 
 VERDICT = "verdict"
 
@@ -155,6 +156,7 @@ class Session:
             seed=space.search.seed,
             sigma=space.search.sigma,
             population=space.search.population,
+            settings=sampler_settings(space.search),
         )
 
     def _judge(self) -> tuple[Verdict | None, str | None]:
