@@ -14,15 +14,8 @@ from typing import Any
 import numpy as np
 
 from evomerge.search.cmaes import Replay, Solution
-from evomerge.search.sampler import (
-    ASKS_SLOPE,
-    BASELINE,
-    KIND,
-    SLOPE,
-    TOLD,
-    CmaEsSampler,
-    GeneSampler,
-)
+from evomerge.search.sampler import CmaEsSampler
+from evomerge.search.seeded import ASKS_SLOPE, BASELINE, KIND, SLOPE, TOLD, GeneSampler
 
 STEP, SHORTEST = 0.1, 0.02
 """Of a gene whose slopes agree, as a share of its range: at first; and where the ascent is over."""

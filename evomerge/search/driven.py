@@ -15,7 +15,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.sampler import ASKS_SLOPE, KIND, SEARCH, SLOPE, SMOOTH, TOLD, GeneSampler
+from evomerge.search.seeded import ASKS_SLOPE, KIND, SEARCH, SLOPE, SMOOTH, TOLD, GeneSampler
 from evomerge.search.tables import TrialTables
 
 ESTIMATE = "estimate"

@@ -12,49 +12,32 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.cmaes import Replay, Solution
+from evomerge.search.generations import ArrivalNSGAII, Generations
+from evomerge.search.seeded import (
+    BASELINE,
+    KIND,
+    SEARCH,
+    TOLD,
+    GeneSampler,
+    RandomGenes,
+    SeededSampler,
+    ViewingSampler,
+)
 
-KIND = "kind"
-BASELINE = "baseline"
-SEARCH = "search"
-TOLD = "told"
-ASKS_SLOPE, SLOPE, SMOOTH = "asks_slope", "slope", "smooth"
+__all__ = ["BASELINE", "KIND", "SEARCH", "TOLD", "CmaEsSampler", "GeneSampler", "make_sampler"]
 
-
-class GeneSampler(BaseSampler):
-    """Draws all the genes of a trial together; baselines bring their own values.
-
-    Args:
-        distributions: the genes, by name.
-    """
-
-    def __init__(self, distributions: Mapping[str, FloatDistribution]) -> None:
-        self._distributions = dict(distributions)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {} if trial.user_attrs.get(KIND) == BASELINE else dict(self._distributions)
-
-    def foresees(self, study: optuna.Study) -> bool:
-        """Whether the next draw is the same whatever the running trials come to."""
-        return False
-
-    def asks_slope(self, study: optuna.Study, number: int) -> bool:
-        """Whether the slope at a trial that was just drawn is wanted."""
-        return False
-
-    def mean(self, study: optuna.Study) -> dict[str, float] | None:
-        """The mean of the present distribution, gene by gene; None where there is none."""
-        return None
+POPULATION = 20
+"""Results per generation of NSGA-II, where nobody says otherwise."""
 
 
 class CmaEsSampler(GeneSampler):
@@ -170,82 +153,61 @@ class CmaEsSampler(GeneSampler):
         self._solutions.insert(at, solution)
 
 
-class SeededSampler(GeneSampler):
-    """One of Optuna's samplers, seeded anew for each trial, so that a resumed study goes on alike.
-
-    Args:
-        distributions: the genes, by name.
-        make: builds the inner sampler from a seed.
-        seed: of the study.
-        blind: its draws hang on no result.
-    """
-
-    def __init__(
-        self,
-        distributions: Mapping[str, FloatDistribution],
-        make: Any,
-        *,
-        seed: int,
-        blind: bool = False,
-    ) -> None:
-        super().__init__(distributions)
-        self._make, self._seed, self._blind = make, seed, blind
-
-    def foresees(self, study: optuna.Study) -> bool:
-        return self._blind
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return (
-            self._inner(trial).sample_relative(study, trial, search_space) if search_space else {}
-        )
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        index = list(self._distributions).index(param_name)
-        inner = self._inner(trial, index + 1)
-        return inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def _inner(self, trial: FrozenTrial, stream: int = 0) -> BaseSampler:
-        seed = np.random.SeedSequence((self._seed, trial.number, stream)).generate_state(1)[0]
-        return self._make(int(seed))
-
-
 def make_sampler(
     kind: str,
     distributions: Mapping[str, FloatDistribution],
     start: Mapping[str, float],
     *,
     seed: int,
-    sigma: float,
+    sigma: float = 0.25,
     population: int | None = None,
-) -> BaseSampler:
-    """The sampler that a space names: ``cmaes``, ``ascent``, ``tpe`` or ``random``.
+    settings: Mapping[str, Any] | None = None,
+) -> GeneSampler:
+    """The sampler that a space names.
+
+    Args:
+        kind: ``cmaes``, ``ascent``, ``tpe``, ``gp``, ``random`` or ``nsga2``.
+        distributions: the genes, by name.
+        start: where CMA-ES starts while no baseline that has a genome is finished.
+        seed: of the study.
+        sigma: CMA-ES's first standard deviation as a share of a gene's range.
+        population: results per generation of ``cmaes``, ``ascent`` and ``nsga2``; None leaves it
+            to them.
+        settings: further ones of Optuna's class, by its names.
 
     Raises:
         ValueError: another name.
     """
+    further = dict(settings or {})
     if kind == "cmaes":
         return CmaEsSampler(distributions, start, sigma=sigma, seed=seed, population=population)
     if kind == "ascent":
         from evomerge.search.ascent import AscentSampler  # which builds on this module
 
         return AscentSampler(distributions, start, sigma=sigma, seed=seed, population=population)
-    if kind == "tpe":
-        return SeededSampler(distributions, _tpe, seed=seed)
     if kind == "random":
-        return SeededSampler(
-            distributions, lambda seed: RandomSampler(seed=seed), seed=seed, blind=True
-        )
-    raise ValueError(f"{kind!r} is no sampler; allowed: cmaes, ascent, tpe, random")
+        return RandomGenes(distributions, seed=seed)
+    if kind == "tpe":
+        jointly = further.get("multivariate", True)
+        make = partial(_tpe, further)
+        return SeededSampler(distributions, make, seed=seed, jointly=jointly)
+    if kind == "gp":
+        return ViewingSampler(distributions, partial(_gp, further), seed=seed)
+    if kind == "nsga2":
+        generations = Generations(distributions, population or POPULATION)
+        return SeededSampler(distributions, partial(_nsga2, generations, further), seed=seed)
+    raise ValueError(f"{kind!r} is no sampler; allowed: cmaes, ascent, tpe, gp, random, nsga2")
 
 
-def _tpe(seed: int) -> TPESampler:
+def _tpe(settings: Mapping[str, Any], seed: int) -> BaseSampler:
     # constant_liar: running trials count as bad ones, so that workers do not crowd one spot.
-    return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=10)
+    usual = {"multivariate": True, "constant_liar": True, "n_startup_trials": 10}
+    return TPESampler(seed=seed, **{**usual, **settings})
+
+
+def _gp(settings: Mapping[str, Any], seed: int) -> BaseSampler:
+    return GPSampler(seed=seed, warn_independent_sampling=False, **settings)
+
+
+def _nsga2(generations: Generations, settings: Mapping[str, Any], seed: int) -> BaseSampler:
+    return ArrivalNSGAII(generations, seed=seed, **settings)

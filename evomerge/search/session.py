@@ -22,6 +22,7 @@ from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import make_sampler
 from evomerge.search.storage import StudyStore, distributions
 from evomerge.search.verdict import Verdict
+from evomerge.space.searching import sampler_settings
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ class Session:
             seed=space.search.seed,
             sigma=space.search.sigma,
             population=space.search.population,
+            settings=sampler_settings(space.search),
         )
 
 

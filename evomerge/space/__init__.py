@@ -7,12 +7,12 @@ from evomerge.space.encoding import equal_weights
 from evomerge.space.genes import Gene
 from evomerge.space.loading import SpaceWarning, load_space
 from evomerge.space.model import SearchSpace
+from evomerge.space.resources import ResourceSpec
 from evomerge.space.settings import Common, PerModel, Range
 from evomerge.space.specs import (
     GenomeSpec,
     HoldoutSpec,
     LayerSpec,
-    ResourceSpec,
     SearchSettings,
     TaskSpec,
 )

@@ -16,12 +16,12 @@ from evomerge.space.decoding import check_genome, decode_stage
 from evomerge.space.encoding import encode_weights, plain_genome
 from evomerge.space.genes import Gene, count_groups, find_genes
 from evomerge.space.meaning import changes_between, digest_of, meaning_of
+from evomerge.space.resources import ResourceSpec
 from evomerge.space.specs import (
     FinalsSpec,
     HoldoutSpec,
     NotEmpty,
     Paths,
-    ResourceSpec,
     SearchSettings,
     TaskSpec,
 )

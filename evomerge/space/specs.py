@@ -38,6 +38,7 @@ from evomerge.space.strict import Conflict, Strict
 
 Real = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Count = Annotated[StrictInt, Field(ge=1)]
+Share = Annotated[StrictFloat, Field(ge=0, le=1)]
 Natural = Annotated[StrictInt, Field(ge=0)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]  # what every generator takes
 Text = Annotated[StrictStr, Field(min_length=1)]
@@ -271,6 +272,9 @@ class SearchSettings(Strict):
         sampler: who proposes the candidates; ``ascent`` climbs along the slope of a smooth fitness
             first, where there is one, and is ``cmaes`` then.
         seed: of the sampler and of the choice of items.
+        n_startup_trials, multivariate, constant_liar, deterministic_objective, mutation_prob,
+        crossover_prob: settings of Optuna's samplers, by its names; None is its default (of
+            ``tpe``: multivariate). Who reads which: ``space.searching.READERS``.
         sigma: CMA-ES's first standard deviation as a share of a gene's range, in (0, 1].
         population: candidates per generation, at least 2; None leaves it to the sampler.
         random_init: genes begin at random places (seeded), not where the space says.
@@ -283,7 +287,13 @@ class SearchSettings(Strict):
             engine that the worker starts and writes each candidate into; an extra).
     """
 
-    sampler: Literal["cmaes", "ascent", "tpe", "random"] = "cmaes"
+    sampler: Literal["cmaes", "ascent", "tpe", "gp", "random", "nsga2"] = "cmaes"
+    n_startup_trials: Count | None = None
+    multivariate: StrictBool | None = None
+    constant_liar: StrictBool | None = None
+    deterministic_objective: StrictBool | None = None
+    mutation_prob: Share | None = None
+    crossover_prob: Share | None = None
     seed: Seed = 0
     sigma: Annotated[Real, Field(gt=0, le=1)] = 0.25
     population: Annotated[StrictInt, Field(ge=2)] | None = None
@@ -291,20 +301,3 @@ class SearchSettings(Strict):
     rungs: Rungs = "auto"
     patience: Count | None = None
     backend: Literal["hf", "vllm"] = "hf"
-
-
-class ResourceSpec(Strict):
-    """What a search may take; None leaves it to the machine.
-
-    Args:
-        gpus: for each worker; a fraction shares one.
-        cpus: for each worker.
-        workers: how many run at once.
-        residency: where each worker holds the models: ``device`` (with the arithmetic), ``host``
-            (in the machine's memory, one copy for all its workers) or ``auto``, by their sizes.
-    """
-
-    gpus: Annotated[Real, Field(ge=0)] | None = None
-    cpus: Annotated[Real, Field(gt=0)] | None = None
-    workers: Count | None = None
-    residency: Literal["auto", "device", "host"] = "auto"

@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
 
 from evomerge.search.cmaes import InjectableCMA, Replay
+from evomerge.search.generations import ArrivalNSGAII, Generations
 from evomerge.search.sampler import CmaEsSampler, make_sampler
 from tests.search.landscapes import noisy, run_generations, sphere
 
@@ -128,7 +129,7 @@ def test_baselines_are_not_taken_for_draws() -> None:
     assert mean == pytest.approx(best, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["cmaes", "tpe", "random"])
+@pytest.mark.parametrize("kind", ["cmaes", "tpe", "random", "nsga2"])
 def test_draw_depends_on_the_study_alone(kind: str) -> None:
     """A sampler made anew (a resumed study) draws what the old one would have drawn."""
 
@@ -141,7 +142,7 @@ def test_draw_depends_on_the_study_alone(kind: str) -> None:
     assert copy.ask(GENES).params == study.ask(GENES).params
 
 
-@pytest.mark.parametrize("kind", ["cmaes", "tpe", "random"])
+@pytest.mark.parametrize("kind", ["cmaes", "tpe", "random", "nsga2"])
 def test_seed_decides(kind: str) -> None:
     def draws(seed: int) -> list[dict[str, float]]:
         sampler = make_sampler(kind, GENES, START, seed=seed, sigma=0.2)
@@ -163,7 +164,7 @@ def test_one_gene_is_enough() -> None:
 
 def test_unknown_sampler_is_refused_with_the_allowed_ones() -> None:
     with pytest.raises(
-        ValueError, match="'cma' is no sampler; allowed: cmaes, ascent, tpe, random"
+        ValueError, match="'cma' is no sampler; allowed: cmaes, ascent, tpe, gp, random, nsga2"
     ):
         make_sampler("cma", GENES, START, seed=0, sigma=0.1)
 
@@ -196,3 +197,82 @@ def test_optunas_sampler_draws_otherwise_after_a_restart() -> None:
     copy = optuna.create_study(direction="maximize", sampler=optunas(4))
     copy.add_trials(study.trials)
     assert copy.ask(GENES).params != study.ask(GENES).params
+
+
+def broken_off(kind: str, directions: int) -> tuple[optuna.Study, optuna.Study]:
+    """A study with baselines, one outside of the genome, with late, failed and running trials; and
+    the same study as a new process finds it."""
+
+    def study() -> optuna.Study:
+        settings = {"n_startup_trials": 12} if kind in ("tpe", "gp") else {}
+        size = 5 if kind in ("cmaes", "nsga2") else None
+        sampler = make_sampler(kind, GENES, START, seed=4, population=size, settings=settings)
+        return optuna.create_study(directions=["maximize"] * directions, sampler=sampler)
+
+    first = study()
+    for point in (START, None):
+        first.enqueue_trial(dict(point or {}), user_attrs={"kind": "baseline"})
+        first.tell(first.ask(GENES if point else {}), [0.1] * directions)
+    flying = []
+    for number in range(17):
+        flying.append(first.ask(GENES))
+        if len(flying) == 3:  # three workers, the last begun is the first to finish
+            done = flying.pop()
+            done.set_user_attr("told", number)
+            point = np.array(list(done.params.values()))
+            values = [-float(np.mean((point - at) ** 2)) for at in (0.3, 0.7)][:directions]
+            failed = number % 6 == 5
+            state = optuna.trial.TrialState.FAIL if failed else None
+            first.tell(done, None if failed else values, state=state)
+    second = study()
+    second.add_trials(first.get_trials(deepcopy=True))
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("kind", "directions"), [("tpe", 1), ("tpe", 2), ("gp", 1), ("nsga2", 1), ("nsga2", 2)]
+)
+def test_a_study_broken_off_goes_on_alike(kind: str, directions: int) -> None:
+    first, second = broken_off(kind, directions)
+    drawn = first.ask(GENES).params
+    assert second.ask(GENES).params == drawn
+    assert drawn not in [trial.params for trial in second.trials[:-1]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_optunas_gp_raises_at_a_baseline_outside_of_the_genome() -> None:
+    """Why ours shows it only what has a genome."""
+    study, _ = broken_off("gp", 1)
+    inner = optuna.samplers.GPSampler(seed=0, n_startup_trials=12)
+    with pytest.raises(KeyError):
+        inner.sample_relative(study, study.trials[-1], dict(GENES))
+
+
+def test_generations_are_cut_by_arrival_and_keep_the_fittest() -> None:
+    study, _ = broken_off("nsga2", 1)
+    generations = Generations(GENES, 5)
+    cut = generations.look(study)
+    arrived = [t for g in cut for t in g]
+    assert [len(g) for g in cut[:2]] == [6, 5]  # the baseline competes and does not count
+    told = [t.user_attrs.get("told", t.number) for t in arrived]
+    assert told == sorted(told)
+    parents = ArrivalNSGAII(generations, seed=0).get_parent_population(study, 2)
+    fittest = sorted((t for g in cut[:2] for t in g), key=lambda t: -t.value)[:5]
+    assert {t.number for t in parents} == {t.number for t in fittest}
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp", "nsga2"])
+def test_settings_reach_the_sampler(kind: str) -> None:
+    key = {"tpe": "multivariate", "gp": "deterministic_objective", "nsga2": "mutation_prob"}[kind]
+    values = {"tpe": (True, False), "gp": (True, False), "nsga2": (0.0, 1.0)}[kind]
+
+    def draw(value: object) -> dict[str, float]:
+        further = {} if kind == "nsga2" else {"n_startup_trials": 6}
+        sampler = make_sampler(
+            kind, GENES, START, seed=4, population=5, settings={key: value, **further}
+        )
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.add_trials(broken_off("random", 1)[0].get_trials(deepcopy=True))
+        return dict(study.ask(GENES).params)
+
+    assert draw(values[0]) != draw(values[1])

@@ -40,7 +40,7 @@ tasks:
 - {task: gsm8k, metric: "exact_match, strict-match", weight: -2, items: 50, num_fewshot: 5,
    holdout_task: gsm8k_test, order: first, split: train}
 holdout: {items: 300}
-search: {sampler: tpe, seed: 7, sigma: 0.3, population: 12, random_init: true}
+search: {sampler: nsga2, seed: 7, population: 12, random_init: true}
 resources: {gpus: 0.5, cpus: 2, workers: 3}
 dtype: bfloat16
 mask_seed: 3
@@ -88,7 +88,7 @@ def test_a_full_space(load: Load, folder: Path) -> None:
     assert space.confirm_unsafe
     assert space.holdout is not None
     assert space.holdout.items == 300
-    assert (space.search.sampler, space.search.population) == ("tpe", 12)
+    assert (space.search.sampler, space.search.population) == ("nsga2", 12)
     assert (space.resources.gpus, space.resources.workers) == (0.5, 3)
     assert space.include_path == (folder / "tasks",)
 
@@ -181,7 +181,7 @@ def test_many_mistakes_are_one_message(write: Write) -> None:
         "13: tasks[0].wieght: unknown key; did you mean 'weight'? allowed: task, ",
         "15: tasks[2]: 'hellaswag' with acc stands twice; it is tasks[1] already",
         "16: holdout.items: 'many' is refused: must be a whole number",
-        "17: search.sampler: 'cma' is refused: must be 'cmaes', 'tpe' or 'random'",
+        "17: search.sampler: 'cma' is refused: must be 'cmaes', 'tpe', 'gp', 'random' or 'nsga2'",
         "17: search.seed: 0.5 is refused: must be a whole number",
         "17: search.sigma: 10.0 is refused: must be at most 1",
         "18: resources: 3 is refused: must be a mapping",
@@ -341,3 +341,11 @@ def test_default_that_no_model_falls_back_to_is_no_gene(load: Load, small: str) 
     weights = "weight: {math: 0.3, code: 0.3, chat: 0.3, default: [0, 1]}"
     with pytest.raises(SpaceError, match="nothing varies"):
         load(small.replace("density: [0.1, 1.0]", f"density: 0.5\n  {weights}"))
+
+
+def test_settings_that_the_sampler_does_not_read_are_refused(write: Write, small: str) -> None:
+    text = small + "search: {sampler: gp, sigma: 0.2, multivariate: true, n_startup_trials: 5}\n"
+    assert [line.partition("search.")[2] for line in faults(write, text)] == [
+        "sigma: 0.2 has no effect: gp does not read it; sigma is read by cmaes",
+        "multivariate: True has no effect: gp does not read it; multivariate is read by tpe",
+    ]

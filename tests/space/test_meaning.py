@@ -62,7 +62,7 @@ def test_what_changes_the_meaning(load: Load, small: str, old: str, new: str, ch
     "addition",
     [
         "resources: {workers: 2}",
-        "search: {sampler: tpe, population: 8, sigma: 0.2, seed: 0}",
+        "search: {sampler: nsga2, population: 8, mutation_prob: 0.2, seed: 0}",
         "search: {rungs: auto}",
         "search: {rungs: [0.25, 0.5], patience: 40}",
         "name: other",
