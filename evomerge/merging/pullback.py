@@ -27,6 +27,7 @@ class Pullback:
         found = {own[name]: one for name, one in gradient.items()}
         # A tied parameter goes by each of its names.
         self._gradient = {name: found[key] for name, key in own.items() if key in found}
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of the merged tensors, whatever the recipe
 
     def between(
         self, engine: StagedEngine, before: Sequence[Recipe], after: Sequence[Recipe]
@@ -45,11 +46,13 @@ class Pullback:
         """
         first, second = _exact(before), _exact(after)
         engines = engine.engine_of(first), engine.engine_of(second)
-        shapes = {name: tuple(one.shape) for name, one in engines[1].outline(second[-1]).items()}
-        names = set(shapes)
+        if not self._shapes:
+            outline = engines[1].outline(second[-1])
+            self._shapes = {name: tuple(one.shape) for name, one in outline.items()}
+        names = set(self._shapes)
         if first[:-1] == second[:-1]:
             names = engines[1].differing(first[-1], second[-1])
-        placed = placements(self._model, shapes)
+        placed = placements(self._model, self._shapes)
         readers = engines[0].reader(first[-1]), engines[1].reader(second[-1])
         total = 0.0
         for name in sorted(names & set(placed.places)):
