@@ -94,6 +94,8 @@ def _others(verdict: Verdict) -> list[str]:
 def _carried(verdict: Verdict) -> str:
     """What the winner's lead was where it was chosen: the best of many noisy numbers."""
     lead = verdict.winner.search_fitness - verdict.baseline.search_fitness
+    if lead <= 0:
+        return f"On the search items the difference was {lead:+.4f}."
     luck = f"; {verdict.luck:+.4f} was luck" if verdict.luck > 0 else ""
     return (
         f"On the search items, where it was chosen, its lead was {lead:+.4f}: "

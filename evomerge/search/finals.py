@@ -198,7 +198,7 @@ class Finals:
         items = self._prepared.holdout_items
         winner, baselines = decision.winner, judged_baselines(decision)
         if winner is None or not baselines:
-            return None, "there is no searched trial and no baseline that both succeeded"
+            return None, "no searched trial, or no baseline, was scored on all the search items"
         if items is None:
             return None, "there are no held-out items"
         known = known_verdict(self._store.facts, decision, self._records)
