@@ -245,6 +245,7 @@ class SearchSettings(Strict):
         sigma: CMA-ES's first standard deviation as a share of a gene's range, in (0, 1].
         population: candidates per generation, at least 2; None leaves it to the sampler.
         random_init: genes begin at random places (seeded), not where the space says.
+        scan: the uniform blend is a baseline at other lambdas and densities too.
         backend: what runs the merged models: ``hf`` (transformers, in the worker) or ``vllm`` (an
             engine that the worker starts and writes each candidate into; an extra).
     """
@@ -254,6 +255,7 @@ class SearchSettings(Strict):
     sigma: Annotated[Real, Field(gt=0, le=1)] = 0.25
     population: Annotated[StrictInt, Field(ge=2)] | None = None
     random_init: StrictBool = False
+    scan: StrictBool = True
     backend: Literal["hf", "vllm"] = "hf"
 
 
