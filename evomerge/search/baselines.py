@@ -1,8 +1,9 @@
 """The recipes that nobody searched for: what a searched one has to beat.
 
 The base model, each fine-tuned model as it is, and the uniform blend of the space's method (of each
-of its methods, where it is searched). They are the study's first trials. One that the genome can
-express is also a point of the search space, where CMA-ES can start.
+of its methods, where it is searched), at a few lambdas and densities too. They are the study's
+first trials. One that the genome can express is also a point of the search space, where CMA-ES can
+start.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ BASE, UNIFORM = "base", "uniform"
 
 _WHOLE: dict[str, Any] = {"density": 1.0, "lambda_": 1.0, "trim": 1.0, "select_topk": 1.0}
 """A model as it is needs every element, and lambda 1."""
+
+_DENSITIES = (0.5, 0.2)
+"""Of the uniform blends of sparsifying methods; 0.2 is what TIES recommends (arXiv 2306.01708)."""
 
 
 def baselines(
@@ -53,7 +57,7 @@ def baselines(
         if len(space.models) > 1 or method == "slerp":
             label = UNIFORM if len(space.methods) == 1 else f"{UNIFORM} {method}"
             planned.append(_uniform(label, space, method, num_layers))
-    return planned
+    return planned + _variations(space, num_layers)
 
 
 def decode(space: SearchSpace, genome: Mapping[str, float], num_layers: int) -> str:
@@ -132,36 +136,87 @@ def _choice(
     return mapping
 
 
-def _uniform(label: str, space: SearchSpace, method: str, num_layers: int) -> PlannedBaseline:
-    """A method's blend of equal weights, what else it reads as near to its default as can be."""
-    genome = space.encode(num_layers, equal_weights(space, method), method=method)
-    if genome is not None:
-        return PlannedBaseline(label, decode(space, genome, num_layers), genome)
+def _variations(space: SearchSpace, num_layers: int) -> list[PlannedBaseline]:
+    """The uniform blend at other lambdas and densities, where a single merge method has them.
+
+    With N models: half of it; √N times, where N orthogonal task vectors of one length add up to a
+    task vector of that length; and the geometric mean of 1 and that.
+    """
+    method, number = space.methods[0], len(space.models)
+    if not space.search.scan or space.stages or len(space.methods) > 1 or number < 2:
+        return []
+    reads = space.reads(method)
+    scales = (0.5, number**0.25, number**0.5) if "lambda" in reads else ()
+    densities = _DENSITIES if "density" in reads else ()
+    return [
+        _uniform(f"{UNIFORM} × {scale:.3g}", space, method, num_layers, scale=scale)
+        for scale in scales
+    ] + [
+        _uniform(f"{UNIFORM} density {density:g}", space, method, num_layers, density=density)
+        for density in densities
+    ]
+
+
+def _uniform(
+    label: str,
+    space: SearchSpace,
+    method: str,
+    num_layers: int,
+    *,
+    scale: float = 1.0,
+    density: float | None = None,
+) -> PlannedBaseline:
+    """A method's blend of equal weights, what else it reads as near to its default as can be.
+
+    The scale is the weights' where they are not normalized, as far as the genome allows; else
+    lambda's.
+    """
+    weights = equal_weights(space, method)
+    scaled = {name: scale * weight for name, weight in weights.items()}
+    ways = [(scaled, None)] if _scales_by_weight(space, method) else []
+    for weighted, lambda_ in [*ways, (weights, scale if scale != 1.0 else None)]:
+        genome = space.encode(num_layers, weighted, density=density, lambda_=lambda_, method=method)
+        if genome is not None:
+            return PlannedBaseline(label, decode(space, genome, num_layers), genome)
     recipes = []
     for prefix, stage in space.every_stage:
-        mapping = _blend(stage, stage.methods[0] if prefix else method)
+        mapping = _blend(stage, stage.methods[0] if prefix else method, scale, density)
         mapping = {"name": stage.name, **mapping} if prefix else mapping
         recipes.append(Recipe.from_mapping(mapping, label))
     return PlannedBaseline(label, write_recipes(recipes), None)
 
 
-def _blend(stage: Stage, method: str) -> dict[str, Any]:
+def _scales_by_weight(stage: Stage, method: str) -> bool:
+    """Whether weights that are all twice as large make a task vector twice as large."""
+    switch = stage.genome.normalize
+    normalizes = METHODS[method].normalize if switch is None else switch
+    return "weight" in stage.reads(method) and not normalizes
+
+
+def _blend(stage: Stage, method: str, scale: float, density: float | None) -> dict[str, Any]:
     """A method's blend at constant weights, whatever the genome's bounds are."""
     spec, reads = METHODS[method], stage.reads(method)
     weights = equal_weights(stage, method)
+    kept = {} if density is None else {"density": density}
     own = {model: {"weight": weights[label]} for model, label in stage.labels.items()}
     listed: list[dict[str, Any]] = [
-        {"model": model.as_data(), **({"parameters": own[model]} if "weight" in reads else {})}
+        {
+            "model": model.as_data(),
+            **_given({**(own[model] if "weight" in reads else {}), **kept}),
+        }
         for model in stage.models
     ]
     mapping = {"merge_method": method, "models": listed, **method_keys(stage, method)}
     if stage.base_model is not None and spec.takes_base:
         mapping["base_model"] = stage.base_model.as_data()
     parameters: dict[str, Any] = {"t": next(iter(weights.values()))} if "t" in reads else {}
-    switches = {name: value for name, value in stage.genome.switches.items() if name in reads}
-    parameters |= switches
-    mapping |= {"parameters": parameters} if parameters else {}
-    return {**mapping, **_types(stage)}
+    parameters |= {"lambda": scale} if scale != 1.0 else {}
+    parameters |= {name: value for name, value in stage.genome.switches.items() if name in reads}
+    return {**mapping, **_given(parameters), **_types(stage)}
+
+
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"parameters": parameters} if parameters else {}
 
 
 def _types(stage: Stage) -> dict[str, Any]:

@@ -108,17 +108,21 @@ class StudyStore:
             self._driven = None
 
     def plan(self, baselines: Iterable[PlannedBaseline]) -> None:
-        """Queue the baselines that the study does not have yet.
+        """Queue the baselines that the study does not have yet, unless it has searched already.
 
-        Those that are still to be run name the models where they lie now.
+        What an earlier version began goes on as it was: a baseline that came later would move the
+        start of what was drawn. Those that are still to be run name the models where they lie now.
         """
-        known = {record.label: record for record in self.records() if record.kind == BASELINE}
+        records = self.records()
+        known = {record.label: record for record in records if record.kind == BASELINE}
+        searched = any(record.kind != BASELINE for record in records)
         with writing(self.url):
             for baseline in baselines:
                 record = known.get(baseline.label)
-                if record is not None:
-                    if not record.finished and record.recipe != baseline.recipe:
-                        self._annotate(record.number, "recipe", baseline.recipe)
+                moved = record is not None and record.recipe != baseline.recipe
+                if record is not None and moved and not record.finished:
+                    self._annotate(record.number, "recipe", baseline.recipe)
+                if record is not None or searched:
                     continue
                 attributes = {
                     KIND: BASELINE,

@@ -283,6 +283,7 @@ class SearchSettings(Strict):
             every candidate on all of them.
         patience: the search ends once so many times the search items were scored without a gain
             beyond noise; None leaves it to the budget.
+        scan: the uniform blend is a baseline at other lambdas and densities too.
         backend: what runs the merged models: ``hf`` (transformers, in the worker) or ``vllm`` (an
             engine that the worker starts and writes each candidate into; an extra).
     """
@@ -300,4 +301,5 @@ class SearchSettings(Strict):
     random_init: StrictBool = False
     rungs: Rungs = "auto"
     patience: Count | None = None
+    scan: StrictBool = True
     backend: Literal["hf", "vllm"] = "hf"

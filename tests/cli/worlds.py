@@ -36,7 +36,7 @@ SPACE: Mapping[str, Any] = {
         {"task": "quickstart_most", "items": 20, "holdout_task": "quickstart_most_heldout"},
     ],
     "holdout": {"items": 30},
-    "search": {"sampler": "cmaes", "seed": 3, "population": 4},
+    "search": {"sampler": "cmaes", "seed": 3, "population": 4, "scan": False},
 }
 """Four genes, four baselines (base, only add, only most, uniform)."""
 

@@ -56,6 +56,21 @@ def test_study_of_somebody_else_is_refused_and_kept(
     assert [trial.value for trial in kept.trials] == [1.0]
 
 
+def test_a_searched_study_gets_no_more_baselines(
+    prepared: Preparation, folder: StudyFolder
+) -> None:
+    """One that came later could move the start of what was drawn."""
+    store = open_for_search(prepared, folder, "quickstart", None)
+    store.plan(prepared.baselines[:1])
+    store.tell(store.ask({}).number, 0.5)
+    store.plan(prepared.baselines[:2])
+    assert [record.label for record in store.records()] == ["base", "only add"]
+    store.tell(store.ask({}).number, 0.5)
+    store.tell(store.ask({}).number, 0.5)
+    store.plan(prepared.baselines)
+    assert [record.kind for record in store.records()] == ["baseline", "baseline", "search"]
+
+
 def test_other_sampler_settings_are_told_once(prepared: Preparation, folder: StudyFolder) -> None:
     begun(prepared, folder)
     with warnings.catch_warnings():

@@ -82,11 +82,8 @@ def test_baselines_are_the_models_themselves(
     space = variant(quickstart, tmp_path, merge_method=method, genome=genome)
     engine = MergeEngine(space.base_model, space.models)
     planned = {baseline.label: baseline for baseline in baselines(space, 6)}
-    assert list(planned) == [
-        "base",
-        *(f"only {n}" for n in labels(space.models).values()),
-        "uniform",
-    ]
+    first = ["base", *(f"only {n}" for n in labels(space.models).values()), "uniform"]
+    assert list(planned)[: len(first)] == first
     wanted = {"base": space.base_model}
     wanted |= {f"only {name}": model for model, name in labels(space.models).items()}
     for label, reference in wanted.items():
@@ -135,6 +132,65 @@ def test_baselines_of_methods_that_have_no_weights(
     for label, one in planned.items():
         if label.startswith("uniform"):
             assert all(t.isfinite().all() for _, t in engine.tensors(Recipe.from_yaml(one.recipe)))
+
+
+@pytest.mark.parametrize(
+    ("method", "genome", "inside"),
+    [
+        ("task_arithmetic", {"weight": [0.0, 1.0]}, True),
+        ("task_arithmetic", {"weight": [0.2, 0.3]}, False),
+        ("ties", {"weight": [0.0, 1.0], "lambda": [0.5, 2.0]}, True),
+        ("ties", {"weight": [0.0, 1.0]}, False),
+        ("ties", {"weight": [0.0, 1.0], "density": [0.1, 1.0], "lambda": [0.5, 2.0]}, True),
+    ],
+)
+def test_uniform_blends_along_lambda(
+    quickstart: SearchSpace, tmp_path: Path, method: str, genome: dict[str, object], inside: bool
+) -> None:
+    """`uniform × s` is base + s (uniform - base), however weights are bounded or normalized."""
+    space = variant(quickstart, tmp_path, merge_method=method, genome=genome)
+    engine = MergeEngine(space.base_model, space.models)
+    planned = {baseline.label: baseline for baseline in baselines(space, 6)}
+    scales = {"uniform × 0.5": 0.5, "uniform × 1.41": 2**0.5, "uniform × 2": 2.0}
+    sparse = ["uniform density 0.5", "uniform density 0.2"] if method == "ties" else []
+    assert list(planned)[6:] == [*scales, *sparse]
+    base = Checkpoint.open(str(space.base_model))
+    uniform = dict(engine.tensors(Recipe.from_yaml(planned["uniform"].recipe)))
+    for label, scale in scales.items():
+        assert (planned[label].genome is not None) == inside
+        for name, tensor in engine.tensors(Recipe.from_yaml(planned[label].recipe)):
+            own = base.tensor(name)
+            wanted = own + scale * (uniform[name] - own)
+            torch.testing.assert_close(tensor, wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_uniform_blends_of_fewer_elements(quickstart: SearchSpace, tmp_path: Path) -> None:
+    genome = {"weight": [0.0, 1.0], "density": [0.4, 1.0]}
+    space = variant(quickstart, tmp_path, merge_method="dare_linear", genome=genome)
+    planned = {baseline.label: baseline for baseline in baselines(space, 6)}
+    names = labels(space.models).values()
+    half = planned["uniform density 0.5"].genome
+    assert half == {f"{p}/{n}": v for p, v in (("weight", 0.25), ("density", 0.5)) for n in names}
+    fifth = planned["uniform density 0.2"]
+    assert fifth.genome is None
+    entries = Recipe.from_yaml(fifth.recipe).to_mapping()["models"]
+    assert [entry["parameters"] for entry in entries] == 4 * [{"weight": 0.25, "density": 0.2}]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"search": {"scan": False}},
+        {"merge_method": "linear"},
+        {"merge_method": ["task_arithmetic", "ties"]},
+        {"merge_method": "sce", "genome": {"select_topk": [0.1, 1.0]}},
+    ],
+)
+def test_no_scan_where_it_is_not_wanted_or_means_nothing(
+    quickstart: SearchSpace, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    space = variant(quickstart, tmp_path, **changes)
+    assert not [b.label for b in baselines(space, 6) if "×" in b.label or "density" in b.label]
 
 
 def test_baseline_outside_the_bounds_has_a_recipe_and_no_genome(
