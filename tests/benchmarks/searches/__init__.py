@@ -1,0 +1,1 @@
+"""Whole searches, compared at equal numbers of scored items."""

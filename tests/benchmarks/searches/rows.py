@@ -1,0 +1,104 @@
+"""Results as JSON lines: one row per family, competitor, seed and budget, never run twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+"""Of the harness: rows of another version are not taken for this one's."""
+
+NULL = "null"
+"""The family (and the beginning of names of families) in which no better recipe exists."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one competitor would have shipped.
+
+    Args:
+        version: the harness's.
+        family, key: the family, and a hash of its models, tasks and space.
+        competitor: its name.
+        settings: what its results hang on besides, as text; empty for the others' searches.
+        seed: of the items and of the search.
+        budget: full trials that it was allowed.
+        recipe: what it ships.
+        search: its fitness on the search items, by the family's metric.
+        held_out: on the held-out items.
+        baseline, baseline_held_out: the best baseline on the search items; its held-out fitness.
+        difference, low, high: to that baseline, paired item by item, 95 %.
+        items: scored.
+        seconds: of the search.
+        verdict: what the search itself says; None for those that say nothing.
+    """
+
+    version: int
+    family: str
+    key: str
+    competitor: str
+    settings: str
+    seed: int
+    budget: int
+    recipe: str
+    search: float
+    held_out: float
+    baseline: str
+    baseline_held_out: float
+    difference: float
+    low: float
+    high: float
+    items: int
+    seconds: float
+    verdict: str | None = None
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What a row's result hangs on."""
+        return (*self.place, self.key, self.settings, self.version)
+
+    @property
+    def place(self) -> tuple[str, str, int, int]:
+        """Where it stands in the table."""
+        return self.family, self.competitor, self.seed, self.budget
+
+    @property
+    def claimed(self) -> bool:
+        """Whether a win is claimed: by the search itself, else by the interval."""
+        return self.verdict == "win" if self.verdict is not None else self.low > 0
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of this version; of two that are the same, and of two for one place, the later."""
+    if not file.exists():
+        return []
+    found: dict[tuple[Any, ...], Row] = {}
+    for data in _whole_lines(file):
+        if data.get("version") == VERSION:
+            row = Row(**data)
+            found[row.identity] = row
+    return list(found.values())
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """One row for each place in the table: the last that was written."""
+    return list({row.place: row for row in rows}.values())
+
+
+def append(file: Path, row: Row) -> None:
+    """Write one row."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
+    with file.open("a") as stream:
+        stream.write(("\n" if torn else "") + json.dumps(asdict(row)) + "\n")
+
+
+def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text().splitlines():
+        # The last line of a run that was killed is torn.
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)

@@ -1,0 +1,104 @@
+"""The comparison of searches: rows, the table's figures, mergekit-evolve's genome."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from evomerge.space import load_space
+from tests.benchmarks.searches import ours
+from tests.benchmarks.searches.folding import EvolveGenome, granularity
+from tests.benchmarks.searches.ground import Step, shipped
+from tests.benchmarks.searches.rows import VERSION, Row, append, read
+from tests.benchmarks.searches.running import Task, wanted
+from tests.benchmarks.searches.table import interval, lines, trials_to
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "search_spaces" / "quickstart.yaml"
+
+ROW = Row(
+    **{"version": VERSION, "family": "f", "key": "k", "competitor": "c", "settings": ""},
+    **{"seed": 0, "budget": 25, "recipe": "r", "search": 0.6, "held_out": 0.5, "baseline": "b"},
+    **{"baseline_held_out": 0.4, "difference": 0.1, "low": 0.05, "high": 0.15, "items": 100},
+    seconds=1.0,
+)
+
+
+def test_ships_the_fittest_within_the_items() -> None:
+    steps = [Step(str(n), value, 10 * n, n) for n, value in enumerate([0.1, math.nan, 0.3, 0.9], 1)]
+    found = shipped(steps, 35)
+    assert found is not None
+    assert (found.recipe, found.fitness, found.items) == ("3", 0.3, 30)
+    assert shipped(steps[1:2], 100) is None
+
+
+def test_rows_are_read_back_and_not_run_again(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    append(file, ROW)
+    file.write_text(file.read_text() + '{"version": 1, "fam')  # killed while it wrote
+    append(file, replace(ROW, budget=50))
+    assert [row.budget for row in read(file)] == [25, 50]
+    task = Task("f", file, "c", 0, (25, 50))
+    assert list(wanted([task], read(file), {"f": "k"})) == []
+    assert list(wanted([task], read(file), {"f": "other models"})) == [task]
+
+
+def test_known_answers_of_the_table() -> None:
+    assert trials_to(0.5, {25: 0.4, 50: 0.6}) == 37.5
+    assert trials_to(0.3, {25: 0.4, 50: 0.6}) == 25
+    assert trials_to(0.7, {25: 0.4, 50: 0.6}) is None
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
+    evolve = [
+        replace(ROW, competitor="mergekit-evolve", budget=b, held_out=h, seed=s)
+        for b, h in ((25, 0.4), (200, 0.5))
+        for s in (0, 1)
+    ]
+    mine = [replace(row, competitor="x", settings="y", held_out=row.held_out + 0.1)
+            for row in evolve]  # fmt: skip
+    text = "\n".join(lines([*evolve, *mine]))
+    assert "| 25 | x | 0.5000 ± 0.0000 | 0.6000 | 2 | 2 | 2 | 0 | ≤ 25 |" in text
+    assert "| mergekit-evolve | +0.1000 ± 0.0000 | +0.1000 ± 0.0000 |" in text
+
+
+def test_genome_of_mergekit_evolve_is_folded_as_theirs(tmp_path: Path) -> None:
+    space = load_space(_space(tmp_path, method="dare_ties", weight=[0, 1], density=[0.1, 1]))
+    genome = EvolveGenome(space, space.genes(4), 4)
+    np.testing.assert_allclose(genome.start, [0.25, 1.0] * 4)
+    recipe = yaml.safe_load(genome.recipe(np.array([-0.3, 1.7, 0.2, -0.4, 0.1, 0.0, 0.5, 0.5])))
+    sources = recipe["slices"][0]["sources"][:4]
+    found = [(m["parameters"]["weight"], m["parameters"]["density"]) for m in sources]
+    expected = [(0.3, 1.0), (0.2, 0.4), (0.1, 0.001), (0.5, 0.5)]
+    np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-12)
+    space = load_space(_space(tmp_path, method="task_arithmetic", weight=[-1, 1]))
+    genome = EvolveGenome(space, space.genes(4), 4)
+    recipe = yaml.safe_load(genome.recipe(np.array([-0.3, 0.2, 0.1, 0.5])))
+    assert recipe["slices"][0]["sources"][0]["parameters"]["weight"] == pytest.approx(-0.3)
+
+
+@pytest.mark.parametrize(("groups", "layers", "size"), [(1, 4, 0), (2, 4, 2), (4, 6, 2), (3, 4, 2)])
+def test_layer_groups_become_their_granularity(groups: int, layers: int, size: int) -> None:
+    assert granularity(groups, layers) == size
+
+
+def test_settings_of_ours_are_read() -> None:
+    read_ = ours.parse("few=sigma:0.1,genome.layers:{groups: 1}")
+    assert read_ == ("few", {"sigma": 0.1, "genome.layers": {"groups": 1}})
+    with pytest.raises(ValueError, match="write NAME"):
+        ours.parse("few=sigma")
+
+
+def _space(folder: Path, *, method: str, **genome: object) -> Path:
+    data = yaml.safe_load(QUICKSTART.read_text())
+    home = QUICKSTART.parent
+    data["base_model"] = str(home / data["base_model"])
+    data["models"] = [str(home / model) for model in data["models"]]
+    data["include_path"] = str(home / data["include_path"])
+    data |= {"merge_method": method, "genome": genome}
+    file = folder / f"{method}.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return file
