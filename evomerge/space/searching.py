@@ -37,7 +37,7 @@ def unread_settings(search: Any) -> Iterator[Conflict]:
     for key, readers in READERS.items():
         if search.get(key) is not None and sampler not in readers:
             problem = f"{shown(search[key])} has no effect: {sampler} does not read it; {key} is "
-            yield ("search", key), problem + f"read by {' and '.join(readers)}"
+            yield ("search", key), problem + f"read by {', '.join(readers)}"
 
 
 def sampler_settings(search: SearchSettings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from tests.benchmarks.families import FAMILIES
 from tests.benchmarks.searches import ours
 from tests.benchmarks.searches.competitors import ANYTIME
 from tests.benchmarks.searches.rows import append, read
@@ -19,14 +20,9 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "search_spaces" / "quickstart
 OTHERS = (BASELINE, BEST_HELD_OUT, *ANYTIME)
 
 
-def families() -> dict[str, Path]:
-    """Name → space file, of the families that are built here and the quickstart."""
-    found = {"quickstart": QUICKSTART}
-    try:
-        from tests.benchmarks.families import FAMILIES
-    except ImportError:
-        return found
-    return found | {name: family.build() for name, family in FAMILIES.items()}
+def families(names: Sequence[str]) -> dict[str, Path]:
+    """Name → space file; families that are not there yet are built."""
+    return {n: QUICKSTART if n == "quickstart" else FAMILIES[n].build() for n in names}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.table:
         print("\n".join(lines(read(options.table))))
         return 0
-    files = families()
-    chosen = {name: files[name] for name in options.families or files}
+    chosen = families(options.families)
     known = read(options.out)
     # One after the other within a family and seed: a process loads the models once for them.
     keys = {(name, seed): arena(file, seed).key for name, file in chosen.items() for seed in (0,)}
@@ -78,7 +73,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("search-bench.jsonl"), help="rows there are not run again")
     add("--table", type=Path, metavar="FILE", help="print what a file of rows says, run nothing")
-    add("--families", nargs="+", metavar="NAME", help="all of them")
+    names = (*FAMILIES, "quickstart")
+    add("--families", nargs="+", choices=names, default=list(FAMILIES), help="all but quickstart")
     add("--seeds", type=_seeds, default=list(range(10)), help="such as 3 or 0-9 (0-9)")
     add("--budgets", type=int, nargs="+", default=[25, 50, 100, 200], help="full trials")
     add("--competitors", nargs="*", choices=OTHERS, default=list(OTHERS), help="all of them")

@@ -46,7 +46,7 @@ OWN: dict[str, Any] = {
         "c",
     ],
     "holdout": {"items": 3},
-    "search": {"sampler": "tpe", "seed": 1, "sigma": 0.3, "population": 4, "random_init": True,
+    "search": {"sampler": "cmaes", "seed": 1, "sigma": 0.3, "population": 4, "random_init": True,
                "rungs": [0.25, 0.5], "patience": 9},
     "resources": {"gpus": 0.5, "cpus": 1, "workers": 2},
     "dtype": "float32",

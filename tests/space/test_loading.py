@@ -181,7 +181,8 @@ def test_many_mistakes_are_one_message(write: Write) -> None:
         "13: tasks[0].wieght: unknown key; did you mean 'weight'? allowed: task, ",
         "15: tasks[2]: 'hellaswag' with acc stands twice; it is tasks[1] already",
         "16: holdout.items: 'many' is refused: must be a whole number",
-        "17: search.sampler: 'cma' is refused: must be 'cmaes', 'tpe', 'gp', 'random' or 'nsga2'",
+        "17: search.sampler: 'cma' is refused: must be 'cmaes', 'ascent', 'tpe', 'gp', 'random' or "
+        "'nsga2'",
         "17: search.seed: 0.5 is refused: must be a whole number",
         "17: search.sigma: 10.0 is refused: must be at most 1",
         "18: resources: 3 is refused: must be a mapping",
@@ -346,6 +347,6 @@ def test_default_that_no_model_falls_back_to_is_no_gene(load: Load, small: str) 
 def test_settings_that_the_sampler_does_not_read_are_refused(write: Write, small: str) -> None:
     text = small + "search: {sampler: gp, sigma: 0.2, multivariate: true, n_startup_trials: 5}\n"
     assert [line.partition("search.")[2] for line in faults(write, text)] == [
-        "sigma: 0.2 has no effect: gp does not read it; sigma is read by cmaes",
+        "sigma: 0.2 has no effect: gp does not read it; sigma is read by cmaes, ascent",
         "multivariate: True has no effect: gp does not read it; multivariate is read by tpe",
     ]

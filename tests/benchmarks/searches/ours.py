@@ -1,21 +1,20 @@
 """Our search as a user would run it, in this process: ``Session`` with one local worker.
 
-The parts of the search that other versions have not (items counted, a budget in items, a choice
-that is not the best trial) are used where they are there.
+Its budget is in scored items: stopped trials, slopes and the finals' race cost what they score.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
-from evomerge.search.loop import Budget, best_of, nobody
+from evomerge.search.budget import Budget, best_of, nobody
 from evomerge.search.pool import LocalPool
 from evomerge.search.preparation import Preparation, prepare
 from evomerge.search.records import TrialRecord
@@ -68,7 +67,8 @@ def search(file: Path, settings: Settings, seed: int, trials: int) -> Found:
         prepared = prepare(load_space(changed))
         store = create_store("bench", f"sqlite:///{folder}/study.db")
         plan = replace(prepared.plan, threads=1, device="cpu")
-        budget = _budget(trials, len(prepared.search_items))
+        # Trials that are stopped early cost less: items alone end it.
+        budget = Budget(50 * trials, items=trials * len(prepared.search_items))
         outcome = Session(prepared, store, lambda: LocalPool(plan), budget, nobody).run()
         records = store.records()
         recipe = _shipped(outcome, records)
@@ -112,18 +112,8 @@ def _changed(file: Path, settings: Settings, seed: int) -> dict[str, Any]:
     return data
 
 
-def _budget(trials: int, items: int) -> Budget:
-    if "items" not in {field.name for field in fields(Budget)}:
-        return Budget(trials)
-    # Trials that are stopped early cost less: items alone end it.
-    options: dict[str, Any] = {"trials": 50 * trials, "items": trials * items}
-    return Budget(**options)
-
-
 def _shipped(outcome: SearchOutcome, records: list[TrialRecord]) -> str:
-    choice = getattr(outcome, "choice", None)
-    if choice is None:
-        choice = best_of([one for one in records if one.kind != "baseline"])
+    choice = outcome.choice or best_of(records)
     if choice is None or choice.recipe is None:
         raise RuntimeError(f"nothing was found: {outcome.no_verdict}")
     return str(choice.recipe)
@@ -134,5 +124,5 @@ def _items(records: list[TrialRecord], prepared: Preparation, store: StudyStore)
     whole = len(prepared.search_items)
     ran = [record for record in records if record.state in ("complete", "pruned")]
     counted = [getattr(record, "items", None) for record in ran]
-    finals = store.facts.get("race_items", 0)
+    finals = store.facts.get("race", {}).get("items", 0)
     return sum(whole if one is None else int(one) for one in counted) + int(finals)
