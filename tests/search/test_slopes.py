@@ -99,7 +99,7 @@ def smooth_at(worker: Evaluator, preparation: Preparation, genome: Mapping[str, 
     """The smooth fitness, from the items' scores."""
     scores = worker.run(Job(0, decode(preparation.space, genome, preparation.num_layers))).scores
     assert scores is not None
-    return float(np.log(scores.tasks["words"].items[MetricName("gold_prob", "none")]).mean())
+    return scores.value("words", MetricName("gold_prob", "none")).value
 
 
 @pytest.mark.parametrize("case", CASES)

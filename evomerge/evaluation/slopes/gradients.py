@@ -175,7 +175,7 @@ class _Batch:
         right = compared.masked_fill(~self.right, nothing)
         gold = torch.where(self.contrast, right.logsumexp(1), right.amax(1))
         every = compared.masked_fill(~self.there, nothing).logsumexp(1)
-        return (self.shares * (gold - torch.where(self.contrast, every, 0.0))).sum()
+        return (self.shares * torch.where(self.contrast, (gold - every).exp(), gold)).sum()
 
 
 @contextmanager

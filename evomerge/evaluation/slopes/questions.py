@@ -1,9 +1,10 @@
 """A fixed set of items → what a smooth fitness asks of the model, item by item.
 
 The smooth fitness stands for the one that is searched for, of which accuracy has no gradient. Its
-terms are weighted alike: per item the logarithm of the right choices' share of the choices'
-probabilities (compared per character or per byte where the metric compares them so), in nats; where
-there are no choices, the log-likelihood of the gold text, in bits per byte.
+terms are weighted alike: per item the right choices' share of the choices' probabilities
+(``gold_prob``; compared per character or per byte where the metric compares them so); where there
+are no choices, the log-likelihood of the gold text, in bits per byte. The share's logarithm climbs
+worse: it pays for doubt in every answer rather than for right ones (``studies/LOG.md``).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from evomerge.evaluation.spec import TaskRequest
 class Question:
     """One item's term of the smooth fitness: ``share`` times a value, of its log-likelihoods ℓ.
 
-    With ``contrast`` the value is log Σ_right exp(ℓ/u) − log Σ_all exp(ℓ/u); else ℓ/u of the
-    likeliest right choice.
+    With ``contrast`` the value is Σ_right exp(ℓ/u) / Σ_all exp(ℓ/u); else ℓ/u of the likeliest
+    right choice.
 
     Args:
         windows: what is put to the model.
