@@ -31,7 +31,7 @@ def unread_settings(search: Any) -> Iterator[Conflict]:
     """The settings, as a file gives them, that its sampler does not read."""
     if not isinstance(search, Mapping):
         return
-    sampler = search.get("sampler", "cmaes")
+    sampler = search.get("sampler", "ascent")
     if not any(sampler in readers for readers in READERS.values()) and sampler != "random":
         return
     for key, readers in READERS.items():

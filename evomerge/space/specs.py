@@ -288,7 +288,7 @@ class SearchSettings(Strict):
             engine that the worker starts and writes each candidate into; an extra).
     """
 
-    sampler: Literal["cmaes", "ascent", "tpe", "gp", "random", "nsga2"] = "cmaes"
+    sampler: Literal["ascent", "cmaes", "tpe", "gp", "random", "nsga2"] = "ascent"
     n_startup_trials: Count | None = None
     multivariate: StrictBool | None = None
     constant_liar: StrictBool | None = None

@@ -96,10 +96,11 @@ def test_verdict_on_other_finalists_is_no_longer_told(
         gene.name: optuna.distributions.FloatDistribution(gene.low, gene.high)
         for gene in prepared.genes
     }
-    store.tell(store.ask(genes).number, 0.7)
+    first = store.ask(genes).number
+    store.tell(first, 0.7)
     finalist = {
-        "number": 6,
-        "label": "trial 6",
+        "number": first,
+        "label": f"trial {first}",
         "kind": "search",
         "search_fitness": 0.7,
         "fitness": 0.6,

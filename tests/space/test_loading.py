@@ -101,7 +101,7 @@ def test_defaults(load: Load, small: str) -> None:
     assert (space.genome.normalize, space.genome.rescale, space.genome.lambda_) == (None,) * 3
     assert space.tasks == (TaskSpec(task="arc_easy"),)
     assert (space.tasks[0].metric, space.tasks[0].items) == ("acc", None)
-    assert (space.search.sampler, space.search.seed, space.search.sigma) == ("cmaes", 0, 0.25)
+    assert (space.search.sampler, space.search.seed, space.search.sigma) == ("ascent", 0, 0.25)
     assert (space.holdout, space.dtype, space.tokenizer_source) == (None, None, None)
     assert (space.mask_seed, space.plain_sum, space.apply_chat_template) == (0, False, False)
     assert space.fewshot_as_multiturn is True
@@ -181,7 +181,7 @@ def test_many_mistakes_are_one_message(write: Write) -> None:
         "13: tasks[0].wieght: unknown key; did you mean 'weight'? allowed: task, ",
         "15: tasks[2]: 'hellaswag' with acc stands twice; it is tasks[1] already",
         "16: holdout.items: 'many' is refused: must be a whole number",
-        "17: search.sampler: 'cma' is refused: must be 'cmaes', 'ascent', 'tpe', 'gp', 'random' or "
+        "17: search.sampler: 'cma' is refused: must be 'ascent', 'cmaes', 'tpe', 'gp', 'random' or "
         "'nsga2'",
         "17: search.seed: 0.5 is refused: must be a whole number",
         "17: search.sigma: 10.0 is refused: must be at most 1",

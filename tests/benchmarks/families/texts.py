@@ -122,7 +122,9 @@ def clozes(kind: str, part: str, number: int) -> list[dict[str, Any]]:
     text = read(kind, part).decode()
     found = [match.start() for match in _WORDS.finditer(text)]
     words = sorted({text[place : place + WORD] for place in found})
-    places = rng.sample([place for place in found if place >= CONTEXT], number)
+    # A context of blanks alone is none to a tokenizer that puts nothing before it.
+    asked = [place for place in found if text[max(0, place - CONTEXT) : place].strip()]
+    places = rng.sample([place for place in asked if place >= CONTEXT], number)
     items = []
     for place in places:
         right = text[place : place + WORD]
@@ -139,5 +141,5 @@ def passages(kind: str, part: str, number: int) -> list[dict[str, Any]]:
     """Items of 48 bytes of text, whose likelihood is measured."""
     rng = random.Random(f"{kind} {part} passage")
     text = read(kind, part).decode()
-    places = rng.sample(range(0, len(text) - 48, 8), number)
-    return [{"text": text[place : place + 48]} for place in places]
+    places = [place for place in range(0, len(text) - 48, 8) if text[place : place + 48].strip()]
+    return [{"text": text[place : place + 48]} for place in rng.sample(places, number)]
