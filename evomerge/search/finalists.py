@@ -57,6 +57,19 @@ def best_searched(records: Sequence[TrialRecord], count: int) -> list[TrialRecor
     return list(found.values())
 
 
+def best_climbed(
+    records: Sequence[TrialRecord], besides: Sequence[TrialRecord]
+) -> list[TrialRecord]:
+    """The fittest trial of those whose slope is known, and the one of the best smooth fitness.
+
+    They have adapted less to which items are answered rightly by luck than what came after them.
+    """
+    climbed = [one for one in _ranked(records) if one.slope]
+    best = [*climbed[:1], *sorted(climbed, key=lambda one: -float(one.smooth or 0.0))[:1]]
+    taken = {one.recipe for one in besides}
+    return list({one.recipe: one for one in best if one.recipe not in taken}.values())
+
+
 def best_baselines(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The fittest baseline, and those that may be as good: a few, the fittest first."""
     ranked = [record for record in _ranked(records) if record.kind == BASELINE]

@@ -16,6 +16,7 @@ from evomerge.search.finalists import (
     RACE,
     Decision,
     best_baselines,
+    best_climbed,
     best_searched,
     decided,
     draws_masks,
@@ -118,7 +119,9 @@ class Finals:
 
     def _begun(self, candidates: int) -> dict[str, Any]:
         """A race before its first round."""
-        entrants = [*best_searched(self._records, candidates), *best_baselines(self._records)]
+        searched = best_searched(self._records, candidates)
+        entrants = [*searched, *best_climbed(self._records, searched)]
+        entrants += best_baselines(self._records)
         cost = 0
         mean: dict[str, Any] | None = None
         genome = self._store.mean() if any(one.kind != BASELINE for one in entrants) else None
@@ -132,8 +135,9 @@ class Finals:
                 entrants.append(mean_record(**mean))
         # Of two that are equally good, the fitter on the search items is shipped.
         entrants.sort(key=lambda one: (-float(one.fitness or 0.0), one.number))
-        searched = {name_of(one): float(one.fitness or 0.0) for one in entrants}
-        race = Race(searched, len(self._prepared.search_items))
+        fitness = {name_of(one): float(one.fitness or 0.0) for one in entrants}
+        # The search has adapted to its items: only the fresh ones tell the finalists apart.
+        race = Race(fitness, search_items=0)
         enough = len(entrants) > 1
         return {"race": race.to_json(), "mean": mean, "items": cost, "finished": not enough}
 

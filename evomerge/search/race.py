@@ -1,8 +1,10 @@
 """A race: the finalists on fresh items, in rounds; who is clearly behind drops out.
 
 The search score of a candidate that was chosen by it is biased upwards, by as much as it was lucky;
-its score on items that nobody chose by is not. Among candidates that were chosen alike, the mean
-over all items, searched and fresh, ranks best; ``studies/finals.py`` measures that.
+its score on items that nobody chose by is not. Among candidates that are independent draws, the
+mean over all items, searched and fresh, ranks best (``studies/finals.py``); those of a search are
+not: the longer it goes on, the more it fits its own items (``studies/LOG.md``). So a search races
+by fresh items alone.
 """
 
 from __future__ import annotations
