@@ -2,7 +2,8 @@
 
 Every trial of the ascent asks for the slope of the smooth fitness where it stands. Genes have
 unlike scales and unlike effects, so each is stepped by its own slopes' size (Adam: Kingma and Ba,
-arXiv 1412.6980, algorithm 1), in shares of its range; the scores say whether steps are too long.
+arXiv 1412.6980, algorithm 1), in shares of its range. Whether steps are too long is told by the
+smooth fitness, which hardly knows luck: right or wrong stands still while it rises.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import numpy as np
 
 from evomerge.search.cmaes import Replay, Solution
 from evomerge.search.sampler import CmaEsSampler
-from evomerge.search.seeded import ASKS_SLOPE, BASELINE, KIND, SLOPE, TOLD, GeneSampler
+from evomerge.search.seeded import ASKS_SLOPE, BASELINE, KIND, SLOPE, SMOOTH, TOLD, GeneSampler
 
 STEP, SHORTEST = 0.1, 0.02
 """Of a gene whose slopes agree, as a share of its range: at first; and where the ascent is over."""
 
-PATIENCE = 4
-"""After so many slopes without a better score, steps are halved."""
+PATIENCE, GAIN = 4, 0.01
+"""After so many slopes without a gain, steps are halved; a gain is more than this share of what was
+climbed so far."""
 
 SIGMA = 0.05
 """CMA-ES's first standard deviation after the ascent, as a share of a gene's range."""
@@ -37,7 +39,7 @@ class Visit:
 
     Args:
         point: ``[genes]`` in shares of the genes' ranges.
-        fitness: its score.
+        fitness: its smooth fitness.
         slope: ``[genes]`` of the smooth fitness, per share.
     """
 
@@ -62,7 +64,7 @@ class Heading:
 
     @property
     def over(self) -> bool:
-        """Whether scores have stopped rising, however short the steps were."""
+        """Whether it has stopped rising, however short the steps were."""
         return self.step < SHORTEST
 
     def beside(self, place: int) -> np.ndarray:
@@ -81,14 +83,15 @@ def heading(start: np.ndarray, visits: Sequence[Visit]) -> Heading:
         start: ``[genes]`` in [0, 1].
         visits: in the order in which they became known.
     """
-    point, step, best, waited = start, STEP, -np.inf, 0
+    point, step, best, low, waited = start, STEP, -np.inf, np.inf, 0
     first = second = np.zeros_like(start)
     top = start
     for visit in visits:
         point, waited = visit.point, waited + 1
         first = _FIRST * first + (1 - _FIRST) * visit.slope
         second = _SECOND * second + (1 - _SECOND) * visit.slope**2
-        if visit.fitness > best:
+        low = min(low, visit.fitness)
+        if visit.fitness > best + GAIN * max(best - low, 0.0):
             best, top, waited = visit.fitness, visit.point, 0
         elif waited == PATIENCE:
             point, step, waited = top, step / 2, 0
@@ -133,7 +136,7 @@ class _Seen:
 class AscentSampler(GeneSampler):
     """Climbs along slopes from the best baseline, then hands over to CMA-ES.
 
-    The first trial asks for the slope at the best baseline. When scores no longer rise, CMA-ES
+    The first trial asks for the slope at the best baseline. When nothing is gained, CMA-ES
     goes on from the best point with small steps; where no slope can be had, it begins at once, as
     it would have without an ascent. The state is a function of the finished trials.
 
@@ -224,7 +227,7 @@ class AscentSampler(GeneSampler):
         others = [t for t in done if t.number not in own]
         start, best = (_fittest(some, points, self._fallback) for some in (fixed, fixed + asked))
         visits = [
-            Visit(self._unit(points[t.number]), t.values[0], self._slope(t))
+            Visit(self._unit(points[t.number]), t.user_attrs[SMOOTH], self._slope(t))
             for t in asked
             if SLOPE in t.user_attrs
         ]

@@ -153,10 +153,19 @@ def _teller(
         record = store.records()[number]
         recipe, genome = problem.recipe(record.genome), record.genome
         outcome = worker.run(Job(number, recipe, slope=record.asks_slope, genome=genome))
-        found = {} if outcome.slope is None else {"slope": outcome.slope}
+        found = {"slope": outcome.slope, "smooth": outcome.smooth} if outcome.slope else {}
         store.tell(number, value, **found)
 
     return tell
+
+
+def test_what_is_barely_gained_is_no_gain() -> None:
+    """After a climb of 1, four gains of 0.002 each halve the steps; four of 0.02 do not."""
+    slope = np.ones(1)
+    for each, step in ((0.02, STEP), (0.002, STEP / 2)):
+        climb = [Visit(np.zeros(1), 0.0, slope), Visit(np.ones(1), 1.0, slope)]
+        climb += [Visit(np.ones(1), 1.0 + each * n, slope) for n in range(1, 5)]
+        assert heading(np.zeros(1), climb).step == step
 
 
 def test_the_heading_by_hand() -> None:
