@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from matplotlib import image
 
 from evomerge.space import load_space
+from tests.benchmarks.search import main
 from tests.benchmarks.searches import ours
 from tests.benchmarks.searches.folding import EvolveGenome, granularity
 from tests.benchmarks.searches.ground import Step, shipped
-from tests.benchmarks.searches.rows import VERSION, Row, append, read
+from tests.benchmarks.searches.picture import draw
+from tests.benchmarks.searches.rows import VERSION, Row, append, read, shared
 from tests.benchmarks.searches.running import Task, wanted
 from tests.benchmarks.searches.table import interval, lines, trials_to
 
@@ -61,8 +65,57 @@ def test_known_answers_of_the_table() -> None:
     mine = [replace(row, competitor="x", settings="y", held_out=row.held_out + 0.1)
             for row in evolve]  # fmt: skip
     text = "\n".join(lines([*evolve, *mine]))
-    assert "| 25 | x | 0.5000 ± 0.0000 | 0.6000 | 2 | 2 | 2 | 0 | ≤ 25 |" in text
+    assert "| 25 | x | 0.5000 ± 0.0000 | 0.6000 | 2 | 2 | 2 | 0 |" in text
+    assert "mergekit-evolve 200, x ≤ 25." in text
     assert "| mergekit-evolve | +0.1000 ± 0.0000 | +0.1000 ± 0.0000 |" in text
+
+
+def test_costs_are_over_the_seeds_that_both_have_and_one_seed_has_no_interval() -> None:
+    rows = [
+        replace(ROW, competitor=name, budget=budget, held_out=held_out, seed=seed)
+        for name, seed, low, high in (
+            ("mergekit-evolve", 0, 0.4, 0.5),
+            ("mergekit-evolve", 1, 0.1, 0.1),
+            ("x", 0, 0.3, 0.4),  # above the other's mean, below its seed 0
+        )
+        for budget, held_out in ((100, low), (200, high))
+    ]
+    rows.append(replace(rows[0], competitor="z", seed=5))
+    text = "\n".join(lines(rows))
+    assert "mergekit-evolve 200, x more than 200, z – (no seed in common)." in text
+    assert "| 200 | x | 0.4000 ± – | 0.6000 | 1 |" in text
+    assert "nan" not in text
+    assert shared(rows, "mergekit-evolve") == {0, 1}
+    torn = [*rows, replace(rows[-2], seed=1, budget=100)]
+    assert shared(torn, "mergekit-evolve", "x") == {0}  # x has not yet ended on seed 1
+    assert "False wins" not in text
+
+
+def test_false_wins_are_counted_in_families_without_room() -> None:
+    rows = [
+        replace(ROW, family=family, seed=seed, verdict=verdict)
+        for family in ("null", "harm")
+        for seed, verdict in enumerate(("win", "open", "loss", None))  # None: the interval claims
+    ]
+    text = "\n".join(lines(rows))
+    assert "| c | 4 | 2 | 50.0% |" in text
+
+
+def test_picture_has_a_panel_for_each_family(tmp_path: Path) -> None:
+    file, rows = tmp_path / "rows.jsonl", []
+    for name in ("ours", "mergekit-evolve", "baseline"):
+        for family, budget, seed in product(("a", "b", "c"), (25, 200), (0, 1)):
+            rows.append(replace(ROW, competitor=name, family=family, budget=budget, seed=seed))
+    for row in rows:
+        append(file, row)
+    picture = tmp_path / "all.png"
+    main(["--table", str(file), "--picture", str(picture), "--only", "ours", "baseline"])
+    some = image.imread(picture)
+    assert some.shape[:2] == (900, 1400)
+    main(["--table", str(file), str(file), "--picture", str(picture)])
+    assert not np.array_equal(some, image.imread(picture))  # one line more
+    with pytest.raises(ValueError, match="no rows"):
+        draw([], picture)
 
 
 def test_genome_of_mergekit_evolve_is_folded_as_theirs(tmp_path: Path) -> None:
