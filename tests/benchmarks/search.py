@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.benchmarks.families import FAMILIES
 from tests.benchmarks.searches import ours
 from tests.benchmarks.searches.competitors import ANYTIME
+from tests.benchmarks.searches.exploring import compare, heading
 from tests.benchmarks.searches.picture import draw
 from tests.benchmarks.searches.rows import Row, append, read
 from tests.benchmarks.searches.running import BASELINE, BEST_HELD_OUT, Task, arena, run, wanted
@@ -29,6 +30,12 @@ def families(names: Sequence[str]) -> dict[str, Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not there yet, then print the table."""
     options = _options(arguments)
+    if options.landscapes:
+        print(heading(options.landscapes))
+        budgets = sorted(options.budgets)
+        for line in compare(options.genes, options.landscapes, budgets, options.jobs):
+            print(line, flush=True)
+        return 0
     if options.table:
         _tell([row for file in options.table for row in read(file)], options)
         return 0
@@ -87,6 +94,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--families", nargs="+", choices=names, default=list(FAMILIES), help="all but quickstart")
     add("--seeds", type=_seeds, default=list(range(10)), help="such as 3 or 0-9 (0-9)")
     add("--budgets", type=int, nargs="+", default=[25, 50, 100, 200], help="full trials")
+    what = "formulas instead of models, so many repetitions (100)"
+    add("--landscapes", type=int, nargs="?", const=100, metavar="N", help=what)
+    add("--genes", type=int, nargs="+", choices=range(8, 33, 4), default=[8, 32], metavar="N")
     add("--competitors", nargs="*", choices=OTHERS, default=list(OTHERS), help="all of them")
     add("--ours", type=ours.parse, action="append", default=[], metavar="NAME=key:value,…")
     add("--jobs", type=int, default=2, help="processes (2)")

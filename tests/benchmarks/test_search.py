@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from itertools import product
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib import image
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal, norm
 
 from evomerge.space import load_space
 from tests.benchmarks.search import main
 from tests.benchmarks.searches import ours
+from tests.benchmarks.searches.exploring import NAMES, explore
 from tests.benchmarks.searches.folding import EvolveGenome, granularity
 from tests.benchmarks.searches.ground import Step, shipped
+from tests.benchmarks.searches.landscapes import KINDS, LENGTH, SIGMA, TOP, Landscape
 from tests.benchmarks.searches.picture import draw
 from tests.benchmarks.searches.rows import VERSION, Row, append, read, shared
 from tests.benchmarks.searches.running import Task, wanted
@@ -116,6 +121,87 @@ def test_picture_has_a_panel_for_each_family(tmp_path: Path) -> None:
     assert not np.array_equal(some, image.imread(picture))  # one line more
     with pytest.raises(ValueError, match="no rows"):
         draw([], picture)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_expected_accuracy_is_the_truth(kind: str) -> None:
+    landscape = Landscape(kind, 8, seed=3, items=100_000)
+    x = np.random.default_rng(0).uniform(0.2, 0.8, (6, 8))
+    found, truth = landscape.right(x).mean(-1), landscape.truth(x)
+    # Items are independent draws: five standard errors.
+    np.testing.assert_allclose(found, truth, atol=5 * 0.5 / math.sqrt(100_000))
+    assert np.ptp(truth) > 0.02  # one p for all would pass too
+    assert landscape.fitness(json.dumps(list(x[0]))) == found[0]
+
+
+def test_optimum_is_the_top_and_the_middle_is_far_from_it() -> None:
+    for kind in KINDS:
+        landscape = Landscape(kind, 8, seed=1)
+
+        def cost(x: np.ndarray, landscape: Landscape = landscape) -> float:
+            return -float(landscape.truth(x))
+
+        starts = np.random.default_rng(0).uniform(size=(100, 8))
+        best = min(starts, key=cost)
+        found = minimize(cost, best, method="BFGS", options={"gtol": 1e-9})
+        height = -found.fun
+        assert height == pytest.approx(TOP, abs=1e-4) or kind == "two basins"
+        assert height <= TOP
+        assert landscape.truth(np.full(8, 0.5)) < height - 0.05
+
+
+def test_neighbours_share_their_answers_as_their_kernel_says() -> None:
+    landscape = Landscape("sphere", 8, seed=0, items=50_000)
+    # Equally far from the optimum on both sides of it, so that p is no reason to differ.
+    optimum = minimize(lambda x: -landscape.truth(x), np.full(8, 0.5)).x
+    step = np.random.default_rng(0).standard_normal(8)
+    step /= np.sqrt((step**2).mean())
+    unlike = []
+    for size in (0.01, 0.05, 0.3):
+        here, there = landscape.right(np.stack([optimum - size * step, optimum + size * step]))
+        unlike.append(np.mean(here != there))
+        p = float(landscape.truth(optimum + size * step))
+        expected = _unlike(p, 2 * size / LENGTH)
+        assert abs(unlike[-1] - expected) < 5 * math.sqrt(expected / 50_000)
+        assert unlike[-1] < 2 * p * (1 - p)  # by chance
+    assert unlike == sorted(unlike)
+
+
+def _unlike(p: float, distance: float) -> float:
+    """How often two candidates of equal p differ: g's correlation is cos φ, φ ~ N(0, distance²)."""
+    phases = distance * norm.ppf((np.arange(200) + 0.5) / 200)
+    both = norm.ppf(p) * np.ones(2)
+    joint = [
+        multivariate_normal.cdf(both, cov=[[1, one], [one, 1]], allow_singular=True)
+        for one in (1 + SIGMA**2 * np.cos(phases)) / (1 + SIGMA**2)
+    ]
+    return float(2 * (p - np.mean(joint)))
+
+
+def test_landscapes_are_functions_of_kind_genes_and_seed() -> None:
+    x = np.random.default_rng(0).uniform(size=(5, 8))
+    for kind in KINDS:
+        one, same, other = (Landscape(kind, 8, seed).right(x) for seed in (4, 4, 5))
+        np.testing.assert_array_equal(one, same)
+        assert (one != other).any()
+    assert explore("ridge", 8, (10, 20), 1) == explore("ridge", 8, (10, 20), 1)
+
+
+def test_searches_climb_a_sphere() -> None:
+    truths = explore("sphere", 8, (10, 80), 0)
+    for name in NAMES:
+        assert truths[name, 80] > truths[name, 10] + (-0.1 if name == "optuna-random" else 0.02)
+        assert truths[name, 80] <= TOP
+    assert truths["cmaes", 80] > truths["optuna-random", 80]
+
+
+def test_landscapes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--landscapes", "2", "--genes", "8", "--budgets", "8", "12", "--jobs", "1"])
+    text = capsys.readouterr().out
+    assert text.count("| mergekit-evolve | 0.") == len(KINDS)
+    found = [explore("layered", 8, (8, 12), seed)["optuna-tpe", 12] for seed in range(2)]
+    error = abs(found[0] - found[1]) / 2
+    assert f"{np.mean(found):.4f} ± {error:.4f} |\n| optuna-random" in text
 
 
 def test_genome_of_mergekit_evolve_is_folded_as_theirs(tmp_path: Path) -> None:
