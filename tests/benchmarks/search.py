@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.benchmarks.families import FAMILIES
 from tests.benchmarks.searches import ours
 from tests.benchmarks.searches.competitors import ANYTIME
+from tests.benchmarks.searches.exploring import OTHERS as EXPLORED
 from tests.benchmarks.searches.exploring import compare, heading
 from tests.benchmarks.searches.picture import draw
 from tests.benchmarks.searches.rows import Row, append, read
@@ -31,11 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not there yet, then print the table."""
     options = _options(arguments)
     if options.landscapes:
-        print(heading(options.landscapes))
-        budgets = sorted(options.budgets)
-        for line in compare(options.genes, options.landscapes, budgets, options.jobs):
-            print(line, flush=True)
-        return 0
+        return _explore(options)
     if options.table:
         _tell([row for file in options.table for row in read(file)], options)
         return 0
@@ -59,6 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 append(options.out, row)
     _tell(read(options.out), options)
     return 1 if failed else 0
+
+
+def _explore(options: argparse.Namespace) -> int:
+    print(heading(options.landscapes))
+    budgets, jobs = sorted(options.budgets), options.jobs
+    others = [name for name in EXPLORED if name in options.competitors]
+    for line in compare(options.genes, options.landscapes, budgets, jobs, others):
+        print(line, flush=True)
+    return 0
 
 
 def _tell(rows: Sequence[Row], options: argparse.Namespace) -> None:

@@ -10,45 +10,63 @@ from functools import partial
 from itertools import product
 
 import numpy as np
+import optuna
 
 from evomerge.search.sampler import CmaEsSampler
-from tests.benchmarks.searches.competitors import EVOLVE, sampled, search
+from tests.benchmarks.searches.competitors import EVOLVE, SIGMA, sampled, search
 from tests.benchmarks.searches.ground import Step, shipped
 from tests.benchmarks.searches.landscapes import ITEMS, KINDS, Landscape
 
-OURS, MEAN = "cmaes", "cmaes, its mean"
-"""Our CMA-ES from the middle at its defaults: the fittest, and the mean of its distribution."""
+OURS: Mapping[str, float] = {"cmaes": 0.25, "cmaes, sigma 1/6": SIGMA}
+"""Our CMA-ES from the middle, with its own first sigma and with the others'."""
+
+MEAN = "{}: its mean"
+"""What is shipped is the mean of the distribution instead of the fittest."""
 
 OTHERS = (EVOLVE, "optuna-cmaes", "optuna-tpe", "optuna-random")
-
-NAMES = (OURS, MEAN, *OTHERS)
 
 Truths = dict[tuple[str, int], float]
 
 
-def explore(kind: str, genes: int, budgets: Sequence[int], seed: int) -> Truths:
+def explore(
+    kind: str, genes: int, budgets: Sequence[int], seed: int, others: Sequence[str] = OTHERS
+) -> Truths:
     """(competitor, budget) → p of what it ships after so many full trials."""
     landscape = Landscape(kind, genes, seed)
-    truths, steps = _ours(landscape, budgets, seed)
-    runs = {OURS: steps} | {name: search(name, landscape, seed, max(budgets)) for name in OTHERS}
-    for (name, found), budget in product(runs.items(), budgets):
-        best = shipped(found, budget * landscape.items)
-        assert best is not None
-        truths[name, budget] = _truth(landscape, best.recipe)
+    truths: Truths = {}
+    for name, sigma in OURS.items():
+        truths |= _ours(name, sigma, landscape, budgets, seed)
+    for name in others:
+        steps = search(name, landscape, seed, max(budgets))
+        truths |= _fittest(name, landscape, steps, budgets)
     return truths
 
 
-def _ours(landscape: Landscape, budgets: Sequence[int], seed: int) -> tuple[Truths, list[Step]]:
+def _ours(
+    name: str, sigma: float, landscape: Landscape, budgets: Sequence[int], seed: int
+) -> Truths:
     middle = dict.fromkeys(landscape.genes, 0.5)
-    sampler = CmaEsSampler(landscape.genes, middle, sigma=0.25, seed=seed)
-    means: Truths = {}
+    sampler = CmaEsSampler(landscape.genes, middle, sigma=sigma, seed=seed)
+    truths: Truths = {}
 
-    def watch(study: object, trials: int) -> None:
+    def watch(study: optuna.Study, trials: int) -> None:
         mean = sampler.mean(study) if trials in budgets else None
         if mean is not None:
-            means[MEAN, trials] = _truth(landscape, landscape.recipe(mean))
+            truths[MEAN.format(name), trials] = _truth(landscape, landscape.recipe(mean))
 
-    return means, sampled(sampler, landscape, max(budgets), watch)
+    steps = sampled(sampler, landscape, max(budgets), watch)
+    return _fittest(name, landscape, steps, budgets) | truths
+
+
+def _fittest(
+    name: str, landscape: Landscape, steps: Sequence[Step], budgets: Sequence[int]
+) -> Truths:
+    truths: Truths = {}
+    for budget in budgets:
+        best = shipped(steps, budget * landscape.items)
+        assert best is not None
+        truths[name, budget] = _truth(landscape, best.recipe)
+    return truths
 
 
 def _truth(landscape: Landscape, recipe: str) -> float:
@@ -56,7 +74,11 @@ def _truth(landscape: Landscape, recipe: str) -> float:
 
 
 def compare(
-    genes: Sequence[int], repetitions: int, budgets: Sequence[int], jobs: int
+    genes: Sequence[int],
+    repetitions: int,
+    budgets: Sequence[int],
+    jobs: int,
+    others: Sequence[str] = OTHERS,
 ) -> Iterator[str]:
     """The table in Markdown, a part for each landscape and number of genes.
 
@@ -65,23 +87,27 @@ def compare(
         repetitions: seeds, from 0.
         budgets: full trials.
         jobs: processes; with one, all is done in this process.
+        others: which of :data:`OTHERS`.
     """
     if jobs == 1:
-        yield from _parts(genes, repetitions, budgets, map)
+        yield from _parts(genes, repetitions, budgets, others, map)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        yield from _parts(genes, repetitions, budgets, pool.map)
+        yield from _parts(genes, repetitions, budgets, others, pool.map)
 
 
 def _parts(
     genes: Sequence[int],
     repetitions: int,
     budgets: Sequence[int],
+    others: Sequence[str],
     each: Callable[..., Iterator[Truths]],
 ) -> Iterator[str]:
     for kind, number in product(KINDS, genes):
-        found = list(each(partial(explore, kind, number, budgets), range(repetitions)))
+        found = list(
+            each(partial(explore, kind, number, budgets, others=others), range(repetitions))
+        )
         landscapes = [Landscape(kind, number, seed) for seed in range(repetitions)]
         start = np.mean([one.truth(np.full(number, 0.5)) for one in landscapes])
         yield f"\n## {kind}, {number} genes: p is {start:.4f} in the middle\n"
@@ -91,7 +117,7 @@ def _parts(
 def _table(found: Sequence[Mapping[tuple[str, int], float]], budgets: Sequence[int]) -> list[str]:
     lines = ["| p of what is shipped | " + " | ".join(map(str, budgets)) + " |"]
     lines.append("|---" * (len(budgets) + 1) + "|")
-    for name in NAMES:
+    for name in dict.fromkeys(name for name, _ in found[0]):
         cells = []
         for budget in budgets:
             values = [one[name, budget] for one in found]

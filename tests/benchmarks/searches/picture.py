@@ -67,8 +67,9 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     figure.legend(list(ordered.values()), list(ordered), **place)
     least, most = min(numbers), max(numbers)
     told = f"{most}" if least == most else f"{least} to {most}"
+    told += " seed" if most == 1 else " seeds"
     figure.supxlabel("budget in full trials (scored items / search items)", fontsize=13)
-    what = f"held-out fitness, mean and 95 % interval over {told} seeds"
+    what = f"held-out fitness, mean and 95 % interval over {told}"
     figure.supylabel(what, fontsize=13)
     figure.savefig(file, format="png")
 
