@@ -12,7 +12,10 @@ from pathlib import Path
 from tests.benchmarks.families import FAMILIES
 from tests.benchmarks.searches import ours
 from tests.benchmarks.searches.competitors import ANYTIME
-from tests.benchmarks.searches.rows import append, read
+from tests.benchmarks.searches.exploring import OTHERS as EXPLORED
+from tests.benchmarks.searches.exploring import compare, heading
+from tests.benchmarks.searches.picture import draw
+from tests.benchmarks.searches.rows import Row, append, read
 from tests.benchmarks.searches.running import BASELINE, BEST_HELD_OUT, Task, arena, run, wanted
 from tests.benchmarks.searches.table import lines
 
@@ -28,8 +31,10 @@ def families(names: Sequence[str]) -> dict[str, Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not there yet, then print the table."""
     options = _options(arguments)
+    if options.landscapes:
+        return _explore(options)
     if options.table:
-        print("\n".join(lines(read(options.table))))
+        _tell([row for file in options.table for row in read(file)], options)
         return 0
     chosen = families(options.families)
     known = read(options.out)
@@ -49,8 +54,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             for row in done.result():
                 append(options.out, row)
-    print("\n".join(lines(read(options.out))))
+    _tell(read(options.out), options)
     return 1 if failed else 0
+
+
+def _explore(options: argparse.Namespace) -> int:
+    print(heading(options.landscapes))
+    budgets, jobs = sorted(options.budgets), options.jobs
+    others = [name for name in EXPLORED if name in options.competitors]
+    for line in compare(options.genes, options.landscapes, budgets, jobs, others):
+        print(line, flush=True)
+    return 0
+
+
+def _tell(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    chosen = [row for row in rows if not options.only or row.competitor in options.only]
+    print("\n".join(lines(chosen)))
+    if options.picture:
+        draw(chosen, options.picture)
 
 
 def _tasks(options: argparse.Namespace, files: dict[str, Path]) -> list[Task]:
@@ -72,11 +93,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.benchmarks.search", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("search-bench.jsonl"), help="rows there are not run again")
-    add("--table", type=Path, metavar="FILE", help="print what a file of rows says, run nothing")
+    add("--table", type=Path, nargs="+", metavar="FILE", help="tell what rows say, run nothing")
+    add("--picture", type=Path, metavar="FILE.png", help="draw the table's figures too")
+    add("--only", nargs="+", metavar="NAME", help="the competitors that are told of (all)")
     names = (*FAMILIES, "quickstart")
     add("--families", nargs="+", choices=names, default=list(FAMILIES), help="all but quickstart")
     add("--seeds", type=_seeds, default=list(range(10)), help="such as 3 or 0-9 (0-9)")
     add("--budgets", type=int, nargs="+", default=[25, 50, 100, 200], help="full trials")
+    what = "formulas instead of models, so many repetitions (100)"
+    add("--landscapes", type=int, nargs="?", const=100, metavar="N", help=what)
+    add("--genes", type=int, nargs="+", choices=range(8, 33, 4), default=[8, 32], metavar="N")
     add("--competitors", nargs="*", choices=OTHERS, default=list(OTHERS), help="all of them")
     add("--ours", type=ours.parse, action="append", default=[], metavar="NAME=key:value,…")
     add("--jobs", type=int, default=2, help="processes (2)")

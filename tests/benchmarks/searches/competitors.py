@@ -12,7 +12,7 @@ import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from tests.benchmarks.searches.ground import Ground, Step, Trace
+from tests.benchmarks.searches.ground import Scored, Step, Trace
 
 SIGMA = 1 / 6
 """mergekit-evolve's default of ``--sigma0``."""
@@ -31,30 +31,37 @@ ANYTIME = (*SAMPLERS, EVOLVE)
 """Those whose run of 200 trials tells what shorter runs would have shipped."""
 
 
-def search(name: str, ground: Ground, seed: int, trials: int) -> list[Step]:
+def search(name: str, ground: Scored, seed: int, trials: int) -> list[Step]:
     """Run one of :data:`ANYTIME` for so many full trials."""
     if name == EVOLVE:
         return evolve(ground, seed, trials)
     return sampled(SAMPLERS[name](seed), ground, trials)
 
 
-def sampled(sampler: BaseSampler, ground: Ground, trials: int) -> list[Step]:
-    """Ask and tell one of Optuna's samplers."""
+def sampled(
+    sampler: BaseSampler,
+    ground: Scored,
+    trials: int,
+    watch: Callable[[optuna.Study, int], None] | None = None,
+) -> list[Step]:
+    """Ask and tell a sampler; ``watch`` is told of the study after each trial, and its number."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     genes, trace = dict(ground.genes), Trace(ground)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for _ in range(trials):
+        for number in range(1, trials + 1):
             trial = study.ask(genes)
             fitness = trace.score(ground.recipe(trial.params))
             failed = math.isnan(fitness)
             state = TrialState.FAIL if failed else TrialState.COMPLETE
             study.tell(trial, None if failed else fitness, state=state)
+            if watch is not None:
+                watch(study, number)
     return trace.steps
 
 
-def evolve(ground: Ground, seed: int, trials: int) -> list[Step]:
+def evolve(ground: Scored, seed: int, trials: int) -> list[Step]:
     """pycma as mergekit-evolve calls it: its start, its sigma, whole generations.
 
     It stops by pycma's own rules too. A candidate that cannot be scored, at which the command would

@@ -48,8 +48,8 @@ class Judged:
     high: float
 
 
-class Ground(Protocol):
-    """One problem with one seed's items."""
+class Scored(Protocol):
+    """What a search sees of one problem with one seed's items."""
 
     @property
     def genes(self) -> Mapping[str, FloatDistribution]:
@@ -73,6 +73,10 @@ class Ground(Protocol):
     def fitness(self, recipe: str) -> float:
         """On the search items, to be maximised; NaN where the recipe cannot be scored."""
         ...
+
+
+class Ground(Scored, Protocol):
+    """The same with held-out items and something to compare with."""
 
     def judge(self, recipe: str) -> Judged:
         """On the held-out items, which no competitor sees."""
@@ -103,7 +107,7 @@ class Step:
 class Trace:
     """The steps of a search that scores every candidate in full."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Scored) -> None:
         self._ground, self._began = ground, time.perf_counter()
         self.steps: list[Step] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +11,6 @@ from typing import Any
 
 VERSION = 1
 """Of the harness: rows of another version are not taken for this one's."""
-
-NULL = "null"
-"""The family (and the beginning of names of families) in which no better recipe exists."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,23 @@ def read(file: Path) -> list[Row]:
 def latest(rows: Iterable[Row]) -> list[Row]:
     """One row for each place in the table: the last that was written."""
     return list({row.place: row for row in rows}.values())
+
+
+def shared(rows: Sequence[Row], *names: str) -> set[int]:
+    """The seeds that each of these competitors has at all of its budgets: one family's rows."""
+    found = [_whole([row for row in rows if row.competitor == name]) for name in names]
+    return set.intersection(*found) if found else set()
+
+
+def _whole(rows: Sequence[Row]) -> set[int]:
+    budgets = {row.budget for row in rows}
+    have = {seed: {row.budget for row in rows if row.seed == seed} for seed in seeds(rows)}
+    return {seed for seed, there in have.items() if there == budgets}
+
+
+def seeds(rows: Iterable[Row]) -> set[int]:
+    """Whose rows these are."""
+    return {row.seed for row in rows}
 
 
 def append(file: Path, row: Row) -> None:
