@@ -89,8 +89,8 @@ def decided(
     entered = [known[name] for name in order if name in known]
     # A baseline that the leader resembles drops out early, as their difference is soon sure: how
     # long one stays says nothing of which of them is the best.
-    ranked = sorted(race.searched, key=lambda name: -race.pooled(name))
-    baselines = [known[name] for name in ranked if name in known and known[name].kind == BASELINE]
+    by_score = sorted(race.searched, key=lambda name: -race.pooled(name))
+    baselines = [known[name] for name in by_score if name in known and known[name].kind == BASELINE]
     if entered[0].kind == BASELINE:
         baselines.remove(entered[0])
         baselines.insert(0, entered[0])
