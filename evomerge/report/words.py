@@ -96,7 +96,8 @@ def _carried(verdict: Verdict) -> str:
     lead = verdict.winner.search_fitness - verdict.baseline.search_fitness
     if lead <= 0:
         return f"On the search items the difference was {lead:+.4f}."
-    chosen = f"On the search items, where it was chosen, its lead was {lead:+.4f}"
-    if verdict.luck <= 0:
-        return f"{chosen}; it is no smaller on the held-out items."
-    return f"{chosen}: {verdict.difference:+.4f} of that is left; {verdict.luck:+.4f} was luck."
+    if verdict.luck > 0:
+        left = f"{verdict.difference:+.4f} of that is left; {verdict.luck:+.4f} was luck"
+    else:
+        left = "all of that is left"
+    return f"On the search items, where it was chosen, its lead was {lead:+.4f}: {left}."

@@ -100,7 +100,13 @@ def decided(
     known = {name_of(one): one for one in [*ranked, *([mean] if mean else [])]}
     order = sorted(race.searched, key=lambda name: (-_rounds(race, name), -race.pooled(name)))
     entered = [known[name] for name in order if name in known]
-    baselines = [one for one in entered if one.kind == BASELINE]
+    # A baseline that the leader resembles drops out early, as their difference is soon sure: how
+    # long one stays says nothing of which of them is the best.
+    by_score = sorted(race.searched, key=lambda name: -race.pooled(name))
+    baselines = [known[name] for name in by_score if name in known and known[name].kind == BASELINE]
+    if entered[0].kind == BASELINE:
+        baselines.remove(entered[0])
+        baselines.insert(0, entered[0])
     searched = [one for one in entered if one.kind != BASELINE]
     return Decision(
         entered[0], searched[0] if searched else None, tuple(baselines), bool(race.rounds)

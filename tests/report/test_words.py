@@ -50,6 +50,12 @@ def test_a_clear_difference_is_a_win() -> None:
     assert "McNemar's test p = 1.6e-30" in words
 
 
+def test_no_more_is_left_of_a_lead_than_there_was() -> None:
+    words = verdict_words(verdict(380, 200))
+    assert "its lead was +0.3000: all of that is left." in words
+    assert "luck" not in words
+
+
 def test_a_clear_loss_recommends_the_baseline() -> None:
     found = verdict(200, 300)
     assert found.outcome == LOSS

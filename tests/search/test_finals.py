@@ -127,11 +127,21 @@ def test_the_race_decides_until_trials_are_added() -> None:
     assert decided(TRIALS, fact([result(400, **fresh)], finished=False)) == before
 
 
+def test_the_best_baseline_is_not_the_one_that_stayed_longest() -> None:
+    # The leader resembles baseline 1: its gap is soon sure, though it is smaller than 2's.
+    first = result(100, t3=0.70, t5=0.60, t1=0.64, t2=0.60)
+    found = decided(TRIALS, fact([first, result(100, t3=0.70, t2=0.60)]))
+    assert found is not None
+    assert found.choice.number == 3
+    assert [one.number for one in found.baselines] == [1, 2]
+
+
 def test_a_baseline_that_wins_the_race_is_shipped() -> None:
     fresh = {"t3": 0.55, "t5": 0.60, "t1": 0.70, "t2": 0.5, f"t{MEAN}": 0.60}
     found = decided(TRIALS, fact([result(400, **fresh)]))
     assert found is not None
     assert found.choice.label == "uniform"
+    assert found.baselines[0] == found.choice
     assert found.winner is not None
     assert found.winner.number == 5
 
