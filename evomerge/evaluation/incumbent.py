@@ -35,7 +35,8 @@ class Difference:
     """A candidate's fitness minus the incumbent's, on all items, from those that were seen.
 
     Args:
-        value: the unbiased estimate.
+        value: the estimate; unbiased over draws of the items, but too low on average where it led
+            to a stop, which selects the unlucky draws.
         stderr: of it as a guess of the difference on all the items; 0 once all were seen.
         noise: of it as a guess of the difference on items like these.
     """
