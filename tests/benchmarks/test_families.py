@@ -64,6 +64,13 @@ def test_no_file_of_the_texts_serves_two_parts(kind: str) -> None:
     assert sum(map(len, parts.values())) == len(files)
     items = texts.clozes(kind, "search", 20)
     assert items == texts.clozes(kind, "search", 20)
+    held_out = texts.clozes(kind, "heldout", 200)
+    asked = {item["prompt"] + item["choices"][item["answer"]] for item in held_out}
+    assert len(asked) == len(held_out)
+    for part in ("train", "search"):
+        seen = texts.read(kind, part).decode()
+        assert not any(text in seen for text in asked), part
+        assert not any(one["text"] in seen for one in texts.passages(kind, "heldout", 50))
     text = texts.read(kind, "search").decode()
     for item in items:
         assert item["prompt"] + item["choices"][item["answer"]] in text

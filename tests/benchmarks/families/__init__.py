@@ -1,10 +1,10 @@
 """Families of small trained models to compare searches on: ``python -m tests.benchmarks.families``.
 
 Each is an ordinary space with models and lm-eval tasks, built once into ``~/.cache/evomerge-bench``
-(``$EVOMERGE_BENCH`` names another folder) in a minute or two on two cores, and the same on every
-run of one machine. The families differ in what makes merging hard. What they were taught was chosen
-with held-out scores in sight: they show which search finds what there is, and say nothing of how
-much merging gains elsewhere.
+(``$EVOMERGE_BENCH`` names another folder) in minutes on two cores, and the same on every run of one
+machine. The families differ in what makes merging hard. They were made to be so (though not tuned
+after they were measured): they show which search finds what there is, and say nothing of how much
+merging gains elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Family:
     Args:
         name: of the family.
         note: what makes it hard to merge.
-        room: whether a recipe better than every baseline exists, found out by long searches.
+        room: whether a recipe better than every baseline exists: whether one of the compared
+            searches found one with 200 full trials, with one seed (of ``text``: a guess).
         make: builds it into a folder.
     """
 

@@ -2,16 +2,19 @@
 
 Python is the standard library's, headers are torch's, documentation is lm-eval's. Files are taken
 in the order of their names; which of them are for training, for the search and for the held-out
-items is drawn by a hash of the name, so that no file serves two of these.
+items is drawn by a hash of the name, so that no file serves two of these. Files repeat each other:
+what stands in another part too, or was drawn already, is no item.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,7 @@ def part_of(path: Path) -> str:
     return PARTS[0] if draw < 128 else PARTS[1] if draw < 172 else PARTS[2]
 
 
+@cache
 def read(kind: str, part: str) -> bytes:
     """All the text of one part, ASCII only, one file after another."""
     found = [path for path in files(kind) if part_of(path) == part]
@@ -122,11 +126,9 @@ def clozes(kind: str, part: str, number: int) -> list[dict[str, Any]]:
     text = read(kind, part).decode()
     found = [match.start() for match in _WORDS.finditer(text)]
     words = sorted({text[place : place + WORD] for place in found})
-    # A context of blanks alone is none to a tokenizer that puts nothing before it.
-    asked = [place for place in found if text[max(0, place - CONTEXT) : place].strip()]
-    places = rng.sample([place for place in asked if place >= CONTEXT], number)
-    items = []
-    for place in places:
+    places = _own([place for place in found if place >= CONTEXT], CONTEXT, WORD, kind, part, rng)
+    items: list[dict[str, Any]] = []
+    for place in itertools.islice(places, number):
         right = text[place : place + WORD]
         wrong = rng.sample([word for word in words if word != right], CHOICES - 1)
         answer = rng.randrange(CHOICES)
@@ -141,5 +143,23 @@ def passages(kind: str, part: str, number: int) -> list[dict[str, Any]]:
     """Items of 48 bytes of text, whose likelihood is measured."""
     rng = random.Random(f"{kind} {part} passage")
     text = read(kind, part).decode()
-    places = [place for place in range(0, len(text) - 48, 8) if text[place : place + 48].strip()]
-    return [{"text": text[place : place + 48]} for place in rng.sample(places, number)]
+    places = _own(range(0, len(text) - 48, 8), 0, 48, kind, part, rng)
+    return [{"text": text[place : place + 48]} for place in itertools.islice(places, number)]
+
+
+def _own(
+    places: Sequence[int], before: int, after: int, kind: str, part: str, rng: random.Random
+) -> Iterator[int]:
+    """The places in a drawn order whose surroundings stand in no other part and came only once.
+
+    Nor are they blank where the context ends: a tokenizer that puts nothing before it has none.
+    """
+    text, drawn = read(kind, part).decode(), set()
+    others = [read(kind, other).decode() for other in PARTS if other != part]
+    for place in rng.sample(places, len(places)):
+        window = text[place - before : place + after]
+        blank = not text[place - before : place].strip() if before else not window.strip()
+        if blank or window in drawn or any(window in other for other in others):
+            continue
+        drawn.add(window)
+        yield place
