@@ -100,7 +100,8 @@ def test_a_published_recipe_and_its_space(
         assert "failed" not in result.stderr
         residencies.append(trials(world.study(study)))
     assert residencies[0] == residencies[1], "where models are held decides no score"
-    assert [trial[3] for trial in residencies[0]][:4] == ["complete"] * 4
+    states = [trial[3] for trial in residencies[0]]
+    assert states == ["complete"] * 4 + ["waiting"] * (len(states) - 4)
 
 
 def test_a_second_stage_in_the_union_of_the_vocabularies(

@@ -152,8 +152,10 @@ def test_the_biomed_space(even_llamas: dict[str, Path], tmp_path: Path) -> None:
     found = resolve(recipe, layout_of(checkpoints[0]))
     assert {tuple(part.weight for part in merge.contributions) for merge in found} == {(0.1, 0.3)}
     assert all(torch.isfinite(tensor).all() for _, tensor in engine.tensors(recipe))
-    assert [one.label for one in baselines(space, 4)][:4] == [
-        *("base", "only Hermes-2-Pro-Llama-3-8B", "only Llama3-OpenBioLLM-8B", "uniform")
+    assert [one.label for one in baselines(space, 4)] == [
+        *("base", "only Hermes-2-Pro-Llama-3-8B", "only Llama3-OpenBioLLM-8B", "uniform"),
+        *("uniform × 0.5", "uniform × 1.19", "uniform × 1.41"),
+        *("uniform density 0.5", "uniform density 0.2"),
     ]
 
 
