@@ -59,7 +59,8 @@ def build_items(
         max_length: the model's longest input in tokens (:func:`context_length`).
         part: ``holdout`` for documents that the search part of the same requests leaves over, or
             for those of each request's ``holdout_task``; ``race`` for some of the search's split
-            that neither of the two uses, of the requests that leave any.
+            that neither of the two uses, of the requests that leave any; ``climb`` for the search's
+            and others that no part uses.
         holdout_items: per request; ``None`` for all that there are. A request for all items leaves
             so many for the held-out part.
         race_items, race_round: see :class:`Counts`.

@@ -20,6 +20,9 @@ from evomerge.evaluation.spec import Counts, Part, TaskRequest
 
 DocIds = tuple[int, ...]
 
+CLIMB = 4
+"""Slopes are taken on at most so many times the search items."""
+
 
 def choose(
     sizes: Mapping[str, int],
@@ -86,29 +89,81 @@ def choose_race(
     Raises:
         TaskError: there are fewer than ``race_items``.
     """
-    place = f"task {request.task}"
     searched = choose(sizes, request, "search", counts.holdout_items, apart)
-    held_out = _held_out(sizes, request, counts.holdout_items, apart)
+    left = _unused(sizes, request, searched, counts.holdout_items, apart)
+    shares = _race_counts(left, request, searched, counts.race_items)
+    number, rounds = counts.race_round
+    return {
+        name: tuple(sorted(left[name][:count][number::rounds])) for name, count in shares.items()
+    }
+
+
+def choose_climb(
+    sizes: Mapping[str, int],
+    request: TaskRequest,
+    counts: Counts,
+    apart: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, DocIds]:
+    """The documents that slopes are taken on: the search's, and others that no part uses.
+
+    Args:
+        sizes, request, apart: as for :func:`choose`.
+        counts: of the other parts. All together are at most :data:`CLIMB` times the search's.
+
+    Returns:
+        leaf task → positions of its documents, ascending.
+
+    Raises:
+        TaskError: there are too few documents for the other parts.
+    """
+    searched = choose(sizes, request, "search", counts.holdout_items, apart)
+    left = _unused(sizes, request, searched, counts.holdout_items, apart)
+    raced = _race_counts(left, request, searched, counts.race_items)
+    rest = {name: found for name in left if (found := left[name][raced.get(name, 0) :])}
+    most = min((CLIMB - 1) * sum(map(len, searched.values())), sum(map(len, rest.values())))
+    if most < len(rest):
+        return searched
+    shares = proportional(most, [len(documents) for documents in rest.values()]) if rest else []
+    more = {name: rest[name][:count] for name, count in zip(rest, shares, strict=True)}
+    return {name: tuple(sorted((*ids, *more.get(name, ())))) for name, ids in searched.items()}
+
+
+def _unused(
+    sizes: Mapping[str, int],
+    request: TaskRequest,
+    searched: Mapping[str, DocIds],
+    holdout_items: int | None,
+    apart: Mapping[str, int],
+) -> dict[str, list[int]]:
+    """Leaf task → what neither the search nor the held-out items use, in the order of drawing."""
+    held_out = _held_out(sizes, request, holdout_items, apart)
     left = {}
     for name, size in sizes.items():
         taken = {*searched[name], *held_out.get(name, ())}
         order = generator(request.seed, name).permutation(size)
         left[name] = [int(one) for one in order if int(one) not in taken]
-    total, race_items = sum(map(len, left.values())), counts.race_items
-    if race_items is not None and not len(sizes) <= race_items <= total:
+    return left
+
+
+def _race_counts(
+    left: Mapping[str, Sequence[int]],
+    request: TaskRequest,
+    searched: Mapping[str, DocIds],
+    race_items: int | None,
+) -> dict[str, int]:
+    """How many documents of each leaf task the race takes; empty if one has none left."""
+    total = sum(map(len, left.values()))
+    if race_items is not None and not len(left) <= race_items <= total:
         reason = f"{race_items} race items, but search and held-out items leave {total} documents"
-        raise TaskError.at(place, f"{reason}; write {len(sizes)} to {total}, or leave the key out")
+        problem = f"{reason}; write {len(left)} to {total}, or leave the key out"
+        raise TaskError.at(f"task {request.task}", problem)
     if not all(left.values()):
         return {}
     most = sum(map(len, searched.values())) if race_items is None else race_items
     shares = proportional(
-        min(max(most, len(sizes)), total), [len(documents) for documents in left.values()]
+        min(max(most, len(left)), total), [len(documents) for documents in left.values()]
     )
-    number, rounds = counts.race_round
-    return {
-        name: tuple(sorted(documents[:count][number::rounds]))
-        for (name, documents), count in zip(left.items(), shares, strict=True)
-    }
+    return dict(zip(left, shares, strict=True))
 
 
 def _held_out(

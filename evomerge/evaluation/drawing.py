@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from evomerge.errors import Fault, TaskError
-from evomerge.evaluation.choosing import DocIds, choose, choose_race
+from evomerge.evaluation.choosing import DocIds, choose, choose_climb, choose_race
 from evomerge.evaluation.gathering import Faults
 from evomerge.evaluation.spec import Counts, Part, Split, TaskRequest
 from evomerge.evaluation.splits import Source, count_documents, find_source, other_splits
@@ -59,6 +59,8 @@ def draw(
     try:
         if part == "race":
             chosen = choose_race(sizes, request, counts, held_out)
+        elif part == "climb":
+            chosen = choose_climb(sizes, request, counts, held_out)
         else:
             chosen = choose(sizes, request, part, counts.holdout_items, held_out)
     except TaskError as error:

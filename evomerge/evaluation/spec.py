@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Part = Literal["search", "holdout", "race"]
+Part = Literal["search", "holdout", "race", "climb"]
 Order = Literal["random", "first", "balanced"]
 Split = Literal["auto", "train", "validation", "test", "evaluation"]
 Round = tuple[int, int]

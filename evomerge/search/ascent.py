@@ -1,144 +1,80 @@
 """Ascent along slopes: the start of a search, where the fitness has a slope.
 
-Every trial of the ascent asks for the slope of the smooth fitness where it stands. Genes have
-unlike scales and unlike effects, so each is stepped by its own slopes' size (Adam: Kingma and Ba,
-arXiv 1412.6980, algorithm 1), in shares of its range. Whether steps are too long is told by the
-smooth fitness, which hardly knows luck: right or wrong stands still while it rises.
+Every trial of the ascent scores the point where it stands, and takes a leg of the climb from there
+(``climbing``), at whose end the next one begins. When the climb is over, its last steps' mean is
+scored, and CMA-ES goes on from there with small steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from evomerge.search.climbing import STEP, STEPS, Place, Walk, genome_at
 from evomerge.search.cmaes import Replay, Solution
 from evomerge.search.sampler import CmaEsSampler
-from evomerge.search.seeded import ASKS_SLOPE, BASELINE, KIND, SLOPE, SMOOTH, TOLD, GeneSampler
+from evomerge.search.seeded import BASELINE, CLIMBED, KIND, LEG, TOLD, WALK, GeneSampler
 
-STEP, SHORTEST = 0.1, 0.02
-"""Of a gene whose slopes agree, as a share of its range: at first; and where the ascent is over."""
+LEGS = 30
+"""A climb has so many legs at most, however few steps each has led on: workers climb side by side,
+and some may fail."""
 
-PATIENCE, GAIN = 4, 0.01
-"""After so many slopes without a gain, steps are halved; a gain is more than this share of what was
-climbed so far."""
+LAST = 8
+"""The mean of the legs that hold the last so many steps stands for the climb."""
 
 SIGMA = 0.05
 """CMA-ES's first standard deviation after the ascent, as a share of a gene's range."""
 
-_FIRST, _SECOND = 0.8, 0.95
-"""What is kept of the moments at each slope (β1, β2): shorter than Adam's own 0.9 and 0.999, as
-the whole ascent is some twenty slopes, which have no noise of their own."""
-
 
 @dataclass(frozen=True)
-class Visit:
-    """A point that was scored and whose slope is known.
+class _Climb:
+    """What the trials of a study say of the climb.
 
     Args:
-        point: ``[genes]`` in shares of the genes' ranges.
-        fitness: its smooth fitness.
-        slope: ``[genes]`` of the smooth fitness, per share.
+        walks: of the legs that are finished, in the order of arrival.
+        begun: how many legs were.
+        running: how many of them are not finished.
     """
 
-    point: np.ndarray
-    fitness: float
-    slope: np.ndarray
+    walks: list[Walk]
+    begun: int
+    running: int
 
-
-@dataclass(frozen=True)
-class Heading:
-    """Where the ascent stands, and where it goes.
-
-    Args:
-        point: ``[genes]`` in [0, 1]: where the next step begins.
-        way: ``[genes]`` the step that is meant.
-        step: the length that it is made of.
-    """
-
-    point: np.ndarray
-    way: np.ndarray
-    step: float
+    @property
+    def flat(self) -> bool:
+        """Whether slopes were asked for in vain."""
+        return self.begun > self.running and not self.walks
 
     @property
     def over(self) -> bool:
-        """Whether it has stopped rising, however short the steps were."""
-        return self.step < SHORTEST
+        """Whether no further leg is begun."""
+        return self.begun >= LEGS or any(one.end.steps >= STEPS for one in self.walks)
 
-    def beside(self, place: int) -> np.ndarray:
-        """The point that the worker in this place tries.
+    @property
+    def place(self) -> Place:
+        """Where the next leg begins: at the mean of the last ends, as many as there are workers."""
+        return Place.between([one.end for one in self.walks[-1 - self.running :]])
 
-        The first takes the step as it is meant; others, while its result is not in, a share of it
-        between 0 and 2, no two the same one.
-        """
-        return np.clip(self.point + 2 * _radical_inverse(place + 1) * self.way, 0.0, 1.0)
-
-
-def heading(start: np.ndarray, visits: Sequence[Visit]) -> Heading:
-    """The ascent's state: a function of its start and of what was seen since, in that order.
-
-    Args:
-        start: ``[genes]`` in [0, 1].
-        visits: in the order in which they became known.
-    """
-    point, step, best, low, waited = start, STEP, -np.inf, np.inf, 0
-    first = second = np.zeros_like(start)
-    top = start
-    for visit in visits:
-        point, waited = visit.point, waited + 1
-        first = _FIRST * first + (1 - _FIRST) * visit.slope
-        second = _SECOND * second + (1 - _SECOND) * visit.slope**2
-        low = min(low, visit.fitness)
-        if visit.fitness > best + GAIN * max(best - low, 0.0):
-            best, top, waited = visit.fitness, visit.point, 0
-        elif waited == PATIENCE:
-            point, step, waited = top, step / 2, 0
-    if not visits:
-        return Heading(start, np.zeros_like(start), step)
-    count = len(visits)
-    mean, scale = first / (1 - _FIRST**count), np.sqrt(second / (1 - _SECOND**count))
-    # A gene that changes nothing stays where it is.
-    way = np.divide(mean, scale, out=np.zeros_like(mean), where=scale > 0)
-    return Heading(point, step * way, step)
-
-
-def _radical_inverse(number: int) -> float:
-    """The binary digits of a number behind the point, in reverse: 1/2, 1/4, 3/4, 1/8, 5/8 …"""
-    value, digit = 0.0, 0.5
-    while number:
-        value, number, digit = value + digit * (number & 1), number >> 1, digit / 2
-    return value
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the finished trials of a study say.
-
-    Args:
-        start: ``[genes]`` the best baseline.
-        best: ``[genes]`` the best point of baselines and ascent: where CMA-ES goes on.
-        visits: of the ascent.
-        drawn: solutions of CMA-ES after it, in the order of arrival.
-        flat: whether a slope was asked for in vain.
-        last: the largest number of a successful trial; -1 for none.
-    """
-
-    start: np.ndarray
-    best: np.ndarray
-    visits: list[Visit]
-    drawn: list[Solution]
-    flat: bool
-    last: int
+    @property
+    def mean(self) -> np.ndarray | None:
+        """``[genes]`` of the last steps, in shares of the ranges; None before the first."""
+        last: list[np.ndarray] = []
+        steps = 0
+        for one in reversed(self.walks):
+            if steps < LAST:
+                last.append(one.mean)
+                steps += one.steps
+        return np.mean(last, axis=0) if last else None
 
 
 class AscentSampler(GeneSampler):
     """Climbs along slopes from the best baseline, then hands over to CMA-ES.
 
-    The first trial asks for the slope at the best baseline. When nothing is gained, CMA-ES
-    goes on from the best point with small steps; where no slope can be had, it begins at once, as
-    it would have without an ascent. The state is a function of the finished trials.
+    Where no slope can be had, CMA-ES begins at once, as it would have without an ascent. The state
+    is a function of the study's trials.
 
     Args:
         distributions, start, sigma, seed, population: as for :class:`CmaEsSampler`.
@@ -157,10 +93,9 @@ class AscentSampler(GeneSampler):
         self._plain = CmaEsSampler(
             distributions, start, sigma=sigma, seed=seed, population=population
         )
-        self._names, self._seed = list(distributions), seed
-        self._fallback = np.array([start[name] for name in self._names])
-        self._low = np.array([one.low for one in distributions.values()])
-        self._high = np.array([one.high for one in distributions.values()])
+        self._ranges = {name: (one.low, one.high) for name, one in distributions.items()}
+        self._low, self._high = np.array(list(self._ranges.values())).T
+        self._seed, self._fallback = seed, start
         self._replay = Replay(
             self._low, self._high, sigma=min(sigma, SIGMA), seed=seed, population=population
         )
@@ -170,87 +105,93 @@ class AscentSampler(GeneSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        seen = self._look(study)
-        if seen.flat:
+        climb = _climb(study)
+        if climb.flat:
             return self._plain.sample_relative(study, trial, search_space)
-        way = heading(self._unit(seen.start), seen.visits)
-        if way.over:
-            point = self._replay.ask(seen.best, seen.drawn, trial.number)
-        else:
-            point = self._scaled(self._next(way, seen, trial.number))
-        return {name: float(value) for name, value in zip(self._names, point, strict=True)}
+        if not climb.over:
+            return genome_at(self._ranges, self._foot(study, climb, trial.number).point)
+        top, drawn = self._after(study)
+        if top is None:
+            return self.mean(study) or genome_at(self._ranges, self._start(study))
+        point = self._replay.ask(self._values(top.params), drawn, trial.number)
+        return dict(zip(self._ranges, point.tolist(), strict=True))
 
-    def asks_slope(self, study: Any, number: int) -> bool:
-        seen = self._look(study)
-        return not seen.flat and not heading(self._unit(seen.start), seen.visits).over
+    def facts(self, study: Any, number: int) -> dict[str, Any]:
+        """Of a trial that was just drawn: its leg, or that it is the climb's mean."""
+        climb = _climb(study)
+        if climb.flat:
+            return {}
+        if not climb.over:
+            return {LEG: self._foot(study, climb, number).to_json()}
+        return {CLIMBED: True} if self._after(study)[0] is None else {}
 
     def mean(self, study: Any) -> dict[str, float] | None:
-        """CMA-ES's, once it has taken over."""
-        seen = self._look(study)
-        if seen.flat:
+        """Of the last steps of the climb; CMA-ES's, once it has taken over."""
+        climb = _climb(study)
+        if climb.flat:
             return self._plain.mean(study)
-        if not heading(self._unit(seen.start), seen.visits).over:
-            return None
-        mean = self._replay.mean(seen.best, seen.drawn)
-        return {name: float(value) for name, value in zip(self._names, mean, strict=True)}
+        top, drawn = self._after(study)
+        if top is not None:
+            mean = self._replay.mean(self._values(top.params), drawn)
+            return dict(zip(self._ranges, mean.tolist(), strict=True))
+        return None if climb.mean is None else genome_at(self._ranges, climb.mean)
 
     def foresees(self, study: Any) -> bool:
-        """Each slope changes the next step."""
-        return self._look(study).flat and self._plain.foresees(study)
+        """Each leg changes where the next one begins."""
+        return _climb(study).flat and self._plain.foresees(study)
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
         return self._plain.sample_independent(study, trial, name, distribution)
 
-    def _next(self, way: Heading, seen: _Seen, number: int) -> np.ndarray:
-        """The next point of the ascent, in [0, 1].
+    def _foot(self, study: Any, climb: _Climb, number: int) -> Place:
+        """Where the leg of a trial begins."""
+        if climb.walks:
+            return climb.place
+        start = self._start(study)
+        if climb.running:  # until the first leg is finished, others begin about the start
+            draw = np.random.default_rng(np.random.SeedSequence((self._seed, number)))
+            start = np.clip(start + STEP * draw.standard_normal(len(start)), 0.0, 1.0)
+        return Place.start(start)
 
-        Trials that are running or have failed stand between the last result and this one.
-        """
-        place = number - 1 - seen.last
-        if seen.visits or place <= 0:
-            return way.beside(max(place, 0))
-        # Until the first slope is known, others look about the start.
-        draw = np.random.default_rng(np.random.SeedSequence((self._seed, number)))
-        return np.clip(way.point + STEP * draw.standard_normal(len(way.point)), 0.0, 1.0)
+    def _start(self, study: Any) -> np.ndarray:
+        """The best baseline in the genome, in shares of the ranges."""
+        known = [one for one in self._scored(study) if one.user_attrs.get(KIND) == BASELINE]
+        best = min(known, key=lambda one: (-one.values[0], one.number), default=None)
+        genome = self._fallback if best is None else best.params
+        share: np.ndarray = (self._values(genome) - self._low) / (self._high - self._low)
+        return np.clip(share, 0.0, 1.0)
 
-    def _look(self, study: Any) -> _Seen:
+    def _after(self, study: Any) -> tuple[Any | None, list[Solution]]:
+        """The trial of the climb's mean, and what CMA-ES drew after it, in the order of arrival."""
+        trials = study.get_trials(deepcopy=False)
+        top = next((one for one in trials if one.user_attrs.get(CLIMBED)), None)
+        own = [
+            one
+            for one in self._scored(study)
+            if top is not None and one.number > top.number and LEG not in one.user_attrs
+        ]
+        return top, [(self._values(one.params), -float(one.values[0])) for one in own]
+
+    def _scored(self, study: Any) -> list[Any]:
+        """The trials that have a genome and a fitness, in the order of arrival."""
         done = [
-            trial
-            for trial in study.get_trials(deepcopy=False)
-            if trial.values and all(name in trial.params for name in self._names)
+            one
+            for one in study.get_trials(deepcopy=False)
+            if one.values and self._ranges.keys() <= one.params.keys()
         ]
-        done.sort(key=lambda trial: (trial.user_attrs.get(TOLD, trial.number), trial.number))
-        points = {t.number: np.array([t.params[name] for name in self._names]) for t in done}
-        fixed = [t for t in done if t.user_attrs.get(KIND) == BASELINE]
-        asked = [t for t in done if t.user_attrs.get(ASKS_SLOPE)]
-        own = {t.number for t in (*fixed, *asked)}
-        others = [t for t in done if t.number not in own]
-        start, best = (_fittest(some, points, self._fallback) for some in (fixed, fixed + asked))
-        visits = [
-            Visit(self._unit(points[t.number]), t.user_attrs[SMOOTH], self._slope(t))
-            for t in asked
-            if SLOPE in t.user_attrs
-        ]
-        drawn = [(points[t.number], -float(t.values[0])) for t in others]
-        last = max((t.number for t in study.get_trials(deepcopy=False) if t.values), default=-1)
-        return _Seen(start, best, visits, drawn, len(visits) < len(asked), last)
+        return sorted(done, key=_arrival)
 
-    def _slope(self, trial: Any) -> np.ndarray:
-        """Per share of the genes' ranges."""
-        slope = trial.user_attrs[SLOPE]
-        per_unit = np.array([slope.get(name, 0.0) for name in self._names])
-        return per_unit * (self._high - self._low)
-
-    def _unit(self, point: np.ndarray) -> np.ndarray:
-        return (point - self._low) / (self._high - self._low)
-
-    def _scaled(self, unit: np.ndarray) -> np.ndarray:
-        return np.clip(self._low + (self._high - self._low) * unit, self._low, self._high)
+    def _values(self, genome: Mapping[str, float]) -> np.ndarray:
+        return np.array([genome[name] for name in self._ranges])
 
 
-def _fittest(
-    trials: Sequence[Any], points: Mapping[int, np.ndarray], otherwise: np.ndarray
-) -> np.ndarray:
-    if not trials:
-        return otherwise
-    return points[min(trials, key=lambda one: (-one.values[0], one.number)).number]
+def _climb(study: Any) -> _Climb:
+    legs = [one for one in study.get_trials(deepcopy=False) if LEG in one.user_attrs]
+    finished = [one for one in legs if one.state.is_finished()]
+    walked = sorted((one for one in finished if WALK in one.user_attrs), key=_arrival)
+    walks = [Walk.from_json(one.user_attrs[WALK]) for one in walked]
+    return _Climb(walks, len(legs), len(legs) - len(finished))
+
+
+def _arrival(trial: Any) -> tuple[int, int]:
+    return int(trial.user_attrs.get(TOLD, trial.number)), trial.number

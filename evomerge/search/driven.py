@@ -15,7 +15,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.seeded import ASKS_SLOPE, KIND, SEARCH, SLOPE, SMOOTH, TOLD, GeneSampler
+from evomerge.search.seeded import CLIMBED, KIND, LEG, SEARCH, TOLD, WALK, GeneSampler
 from evomerge.search.tables import TrialTables
 
 ESTIMATE = "estimate"
@@ -72,8 +72,9 @@ class DrivenStudy:
             if attributes.get("in_genome", True)
         }
         searched = attributes.get(KIND, SEARCH) == SEARCH
-        if begun is None and searched and self._asks_slope(trial.number):
-            trial.set_user_attr(ASKS_SLOPE, True)
+        if begun is None and searched:
+            for key, value in self._facts(trial.number).items():
+                trial.set_user_attr(key, value)
         return TrialRecord(
             number=trial.number,
             kind=attributes.get(KIND, SEARCH),
@@ -81,13 +82,14 @@ class DrivenStudy:
             genome=genome,
             label=attributes.get("label"),
             recipe=attributes.get("recipe"),
-            asks_slope=trial.user_attrs.get(ASKS_SLOPE, False),
+            leg=trial.user_attrs.get(LEG),
+            climbed=trial.user_attrs.get(CLIMBED, False),
             rival=attributes.get("rival"),
         )
 
-    def _asks_slope(self, number: int) -> bool:
+    def _facts(self, number: int) -> dict[str, Any]:
         sampler = self._study.sampler
-        return isinstance(sampler, GeneSampler) and sampler.asks_slope(self._study, number)
+        return sampler.facts(self._study, number) if isinstance(sampler, GeneSampler) else {}
 
     def mean(self) -> dict[str, float] | None:
         """The mean of the sampler's distribution; None where it keeps none."""
@@ -168,9 +170,9 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         failure=facts.get("failure"),
         told=facts.get(TOLD),
         items=facts.get("items"),
-        asks_slope=facts.get(ASKS_SLOPE, False),
-        slope=facts.get(SLOPE),
-        smooth=facts.get(SMOOTH),
+        leg=facts.get(LEG),
+        walk=facts.get(WALK),
+        climbed=facts.get(CLIMBED, False),
         estimate=facts.get(ESTIMATE),
         rival=facts.get("rival"),
         twin=facts.get("twin"),

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, spread
-from evomerge.errors import Fault, RecipeError, TrialError
+from evomerge.errors import Fault, InputError, RecipeError, TrialError
 from evomerge.evaluation import (
     ItemSet,
     Scorer,
@@ -31,8 +31,9 @@ from evomerge.merging.placing import Device
 from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
+from evomerge.search.climbing import Place, Walk, steps_of_leg, walk
 from evomerge.search.pool import Evaluator, Job, Outcome
-from evomerge.search.slopes import Neighbourhood, Slope, Slopes
+from evomerge.search.slopes import Neighbourhood, Slopes
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,12 @@ takes about as long as two forward."""
 
 _LOGGER = logging.getLogger(__name__)
 
-_PARTS: Mapping[str, Part] = {"search": "search", "holdout": "holdout", "race": "race"}
+_PARTS: Mapping[str, Part] = {
+    "search": "search",
+    "holdout": "holdout",
+    "race": "race",
+    "climb": "climb",
+}
 
 
 @dataclass(frozen=True)
@@ -164,25 +170,54 @@ class CandidateEvaluator:
         scored = time.perf_counter()
         seconds = {"merge": merged - began, "score": scored - merged}
         outcome = Outcome(job, found.scores, seconds, items=found.items, estimate=found.estimate)
-        if not job.slope or self._plan.neighbourhood is None:
+        if job.leg is None:
             return outcome
-        slope = self._slope(job, scorer.items, self._plan.neighbourhood)
-        seconds["slope"] = time.perf_counter() - scored
-        if slope is None:
+        walked = self._walk(job, job.leg)
+        seconds["walk"] = time.perf_counter() - scored
+        if walked is None:
             return outcome
+        # A leg's blocks hold as many items as a trial scores.
         items = outcome.items + SLOPE_COST * len(scorer.items)
-        return replace(outcome, items=items, slope=slope.genes, smooth=slope.value)
+        return replace(outcome, items=items, walk=walked.to_json())
 
-    def _slope(self, job: Job, items: ItemSet, neighbourhood: Neighbourhood) -> Slope | None:
+    def _walk(self, job: Job, leg: Mapping[str, Any]) -> Walk | None:
         try:
-            if self._slopes is None:
-                engine, model, tokenizer = self._engine, self._model, self._tokenizer
-                where: dict[str, Any] = {"device": self._device, "tree": self._way == "prefix tree"}
-                self._slopes = Slopes(neighbourhood, engine, model, items, tokenizer, **where)
-            return self._slopes.at(job.genome)
+            slopes = self.slopes()
+            steps = steps_of_leg(len(self._scorer("search").items))
+            seed = (self._plan.requests[0].seed, int(job.key))
+            return walk(slopes, Place.from_json(leg), steps, seed)
+        except InputError as problem:  # of items that only slopes are taken on
+            reason: Exception = problem
         except TrialError as problem:
-            _LOGGER.warning("trial %s: no slope: %s", job.key, problem)
-            return None
+            reason = problem
+        _LOGGER.warning("trial %s: no slope: %s", job.key, reason)
+        return None
+
+    def slopes(self) -> Slopes:
+        """Takes slopes on the live model.
+
+        Raises:
+            TaskError: the items that they are taken on cannot be built.
+            TrialError: there are none.
+        """
+        neighbourhood = self._plan.neighbourhood
+        if neighbourhood is None:
+            raise TrialError("this plan takes no slopes")
+        if self._slopes is None:
+            searched = len(self._scorer("search").items)
+            items = items_of(self._plan, self._tokenizer, self._model.config, "climb")
+            blocks = round(steps_of_leg(searched) * len(items) / searched)
+            self._slopes = Slopes(
+                neighbourhood,
+                self._engine,
+                self._model,
+                items,
+                self._tokenizer,
+                device=self._device,
+                tree=self._way == "prefix tree",
+                blocks=blocks,
+            )
+        return self._slopes
 
     def _scorer(self, part: str) -> RungScorer:
         if part not in self._scorers:

@@ -60,12 +60,13 @@ def best_searched(records: Sequence[TrialRecord], count: int) -> list[TrialRecor
 def best_climbed(
     records: Sequence[TrialRecord], besides: Sequence[TrialRecord]
 ) -> list[TrialRecord]:
-    """The fittest trial of those whose slope is known, and the one of the best smooth fitness.
+    """The fittest trial of the climb, the last one, and the mean of the climb's last steps.
 
     They have adapted less to which items are answered rightly by luck than what came after them.
     """
-    climbed = [one for one in _ranked(records) if one.slope]
-    best = [*climbed[:1], *sorted(climbed, key=lambda one: -float(one.smooth or 0.0))[:1]]
+    climb = [one for one in _ranked(records) if one.leg is not None]
+    last = sorted(climb, key=lambda one: -one.number)[:1]
+    best = [*climb[:1], *(one for one in _ranked(records) if one.climbed), *last]
     taken = {one.recipe for one in besides}
     return list({one.recipe: one for one in best if one.recipe not in taken}.values())
 

@@ -189,22 +189,13 @@ class SearchLoop:
             if asked and self._may_be_stopped(record):
                 record = self._running[record.number] = replace(record, rival=self._standing.trial)
                 self._store.note(record.number, rival=record.rival)
-            genome = record.genome if record.asks_slope else {}
             incumbent = self._standing.of(record.rival)
-            pool.submit(
-                Job(
-                    record.number,
-                    recipe,
-                    slope=record.asks_slope,
-                    genome=genome,
-                    incumbent=incumbent,
-                )
-            )
+            pool.submit(Job(record.number, recipe, leg=record.leg, incumbent=incumbent))
         return []
 
     def _may_be_stopped(self, record: TrialRecord) -> bool:
-        """A baseline never is; nor is what a slope was asked for: it is worth more than a score."""
-        return self._problem.prunes and record.kind != BASELINE and not record.asks_slope
+        """A baseline never is; nor is where a leg of the climb begins."""
+        return self._problem.prunes and record.kind != BASELINE and record.leg is None
 
     def _take(self, outcome: Outcome) -> list[TrialRecord]:
         """Tell the study of a result; what is finished by it: the trial, and its twins."""
@@ -217,8 +208,8 @@ class SearchLoop:
         else:
             assert outcome.scores is not None  # for the type checker: _judge has seen them
             facts |= {"scores": summary(outcome.scores), "items": outcome.items}
-            if outcome.slope is not None:
-                facts |= {"slope": dict(outcome.slope), "smooth": outcome.smooth}
+            if outcome.walk is not None:
+                facts["walk"] = dict(outcome.walk)
             self._keep(record.number, outcome.scores)
             if outcome.estimate is not None:
                 facts["estimate"] = fitness
@@ -235,8 +226,6 @@ class SearchLoop:
         """A trial with the recipe of one that was scored has its result."""
         facts: dict[str, Any] = {"recipe": twin.recipe, "scores": twin.scores, "items": 0}
         facts["twin"] = twin.number
-        if twin.slope is not None:
-            facts |= {"slope": twin.slope, "smooth": twin.smooth}
         if twin.estimate is not None:
             facts |= {"estimate": twin.estimate, "rival": twin.rival}
         fitness = twin.fitness if twin.estimate is None else twin.estimate
@@ -284,10 +273,10 @@ class SearchLoop:
 def _serves(result: TrialRecord, trial: TrialRecord) -> bool:
     """Whether a trial may have the result of another with the same recipe.
 
-    What failed may have failed for want of memory; a baseline is never stopped early; a slope that
-    was asked for is not in every result.
+    What failed may have failed for want of memory; a baseline is never stopped early; a leg of the
+    climb is its own.
     """
-    if trial.asks_slope and result.slope is None:
+    if trial.leg is not None:
         return False
     whole = result.state == "complete"
     return whole or (result.state == "pruned" and trial.kind != BASELINE)

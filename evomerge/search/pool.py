@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import EvomergeError
 
@@ -27,16 +27,15 @@ class Job:
         recipe: the recipe as YAML.
         part: which items: ``search``, ``holdout``, ``race``, or one of several rounds of the race,
             ``race 1/3``.
-        slope: whether the slope of the smooth fitness is wanted too.
-        genome: what the recipe was decoded from; needed for a slope only.
+        leg: where a leg of the climb begins, which is then taken too: the genome that the recipe
+            was decoded from, and more, as ``climbing.Place`` writes it.
         incumbent: a candidate that cannot win against it is stopped; None stops none.
     """
 
     key: int | str
     recipe: str
     part: str = "search"
-    slope: bool = False
-    genome: Mapping[str, float] = field(default_factory=dict)
+    leg: Mapping[str, Any] | None = None
     incumbent: Incumbent | None = None
 
 
@@ -53,8 +52,8 @@ class Outcome:
         poisoned: the worker cannot be trusted after this and must be replaced.
         worker: the process that did it.
         items: how many items were scored; a slope counts as three times its items.
-        slope: gene → d smooth fitness / d gene; None where it was not asked for or cannot be had.
-        smooth: the smooth fitness there.
+        walk: what came of the leg, as ``climbing.Walk`` writes it; None where none was asked for,
+            or it cannot be had.
         estimate: of a candidate that was stopped, what it would have scored; see
             ``evaluation.rungs``.
     """
@@ -67,8 +66,7 @@ class Outcome:
     poisoned: bool = False
     worker: int | None = None
     items: int = 0
-    slope: Mapping[str, float] | None = None
-    smooth: float | None = None
+    walk: Mapping[str, Any] | None = None
     estimate: float | None = None
 
 

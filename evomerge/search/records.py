@@ -25,9 +25,10 @@ class TrialRecord:
         told: its place in the order in which results arrived.
         items: how many items were scored for it; None where that was not kept, and of a failed
             trial, of which nobody knows how far it came.
-        asks_slope: whether the sampler asked for its slope.
-        slope: gene → d smooth fitness / d gene; None where there is none.
-        smooth: the smooth fitness, where there is a slope.
+        leg: of a trial of the ascent, where its leg of the climb begins, as ``climbing.Place``
+            writes it.
+        walk: what came of the leg, as ``climbing.Walk`` writes it; None where nothing did.
+        climbed: whether it is the mean of the climb's last steps.
         estimate: of a pruned one, what it would have scored: the incumbent's fitness plus the
             paired difference on the items that were scored.
         rival: the trial that was the incumbent when this one began, which it was compared with.
@@ -49,9 +50,9 @@ class TrialRecord:
     failure: str | None = None
     told: int | None = None
     items: int | None = None
-    asks_slope: bool = False
-    slope: Mapping[str, float] | None = None
-    smooth: float | None = None
+    leg: Mapping[str, Any] | None = None
+    walk: Mapping[str, Any] | None = None
+    climbed: bool = False
     estimate: float | None = None
     rival: int | None = None
     twin: int | None = None

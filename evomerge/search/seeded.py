@@ -20,7 +20,7 @@ KIND = "kind"
 BASELINE = "baseline"
 SEARCH = "search"
 TOLD = "told"
-ASKS_SLOPE, SLOPE, SMOOTH = "asks_slope", "slope", "smooth"
+LEG, WALK, CLIMBED = "leg", "walk", "climbed"
 
 
 class GeneSampler(BaseSampler):
@@ -42,9 +42,9 @@ class GeneSampler(BaseSampler):
         """Whether the next draw is the same whatever the running trials come to."""
         return False
 
-    def asks_slope(self, study: optuna.Study, number: int) -> bool:
-        """Whether the slope at a trial that was just drawn is wanted."""
-        return False
+    def facts(self, study: optuna.Study, number: int) -> dict[str, Any]:
+        """What is to be kept with a trial that was just drawn."""
+        return {}
 
     def mean(self, study: optuna.Study) -> dict[str, float] | None:
         """The mean of the present distribution, gene by gene; None where there is none."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import TrialError
 from evomerge.evaluation import context_length
 from evomerge.evaluation.slopes.gradients import Gradients
-from evomerge.evaluation.slopes.questions import smooth_fitness
+from evomerge.evaluation.slopes.questions import cut, smooth_fitness
 from evomerge.merging import Pullback, StagedEngine
 from evomerge.recipe import Recipe
 from evomerge.space.genes import METHOD
@@ -59,6 +59,11 @@ class Neighbourhood:
     space: SearchSpace
     num_layers: int
 
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Gene → its bounds."""
+        return {gene.name: (gene.low, gene.high) for gene in self.space.genes(self.num_layers)}
+
     def of(self, genome: Mapping[str, float]) -> Iterator[Neighbour]:
         """The neighbours of a genome, within the genes' bounds.
 
@@ -72,18 +77,19 @@ class Neighbourhood:
             yield Neighbour(
                 gene.name,
                 high - low,
-                self._recipes({**genome, gene.name: low}),
-                self._recipes({**genome, gene.name: high}),
+                self.recipes({**genome, gene.name: low}),
+                self.recipes({**genome, gene.name: high}),
             )
 
-    def _recipes(self, genome: Mapping[str, float]) -> list[Recipe]:
+    def recipes(self, genome: Mapping[str, float]) -> list[Recipe]:
+        """The stages of what a genome stands for."""
         mappings = self.space.recipe_mappings(genome, self.num_layers)
         return [Recipe.from_mapping(mapping, "genome") for mapping in mappings]
 
 
 @dataclass(frozen=True)
 class Slope:
-    """The smooth fitness at a candidate, and its slope.
+    """The smooth fitness at a candidate on a block of items, and its slope.
 
     Args:
         value: the smooth fitness.
@@ -96,18 +102,23 @@ class Slope:
 
 
 class Slopes:
-    """Takes slopes on a worker's live model.
+    """Takes slopes on a worker's live model, on blocks of items; a ``climbing.Ground``.
 
     Args:
         neighbourhood: of the space.
         engine: merges into the live model.
         model: the live model.
-        items: what it is scored on.
+        items: what slopes are taken on.
         tokenizer: the items'.
         device, tree: as for :class:`Gradients`.
+        blocks: how many blocks the items are cut into.
+
+    Raises:
+        TrialError: nothing in the fitness has a slope.
 
     Attributes:
-        reason: why there are none; None if there are.
+        blocks: how many there are.
+        ranges: gene → its bounds.
     """
 
     def __init__(
@@ -120,6 +131,7 @@ class Slopes:
         *,
         device: str,
         tree: bool = False,
+        blocks: int = 1,
     ) -> None:
         self._neighbourhood, self._engine, self._model = neighbourhood, engine, model
         space = neighbourhood.space
@@ -133,20 +145,23 @@ class Slopes:
         told = [f"task {task}: {why}" for task, why in fitness.left_out.items()]
         for one in told:
             _LOGGER.warning("the slope is taken without %s", one)
-        self.reason = None if fitness.questions else "; ".join(told) or "every weight is 0"
-        self._gradients: Gradients | None = None
-        if fitness.questions:
-            self._gradients = Gradients(model, fitness.questions, device=device, tree=tree)
+        if not fitness.questions:
+            reason = "; ".join(told) or "every weight is 0"
+            raise TrialError(f"the fitness has no slope: {reason}")
+        self._gradients = [
+            Gradients(model, block, device=device, tree=tree)
+            for block in cut(fitness.questions, blocks, items.requests[0].seed)
+        ]
+        self.blocks, self.ranges = len(self._gradients), neighbourhood.ranges
 
-    def at(self, genome: Mapping[str, float]) -> Slope:
-        """The slope at the genome that the live model now holds.
+    def at(self, genome: Mapping[str, float], block: int = 0) -> Slope:
+        """The slope at a genome on a block; the live model is left with what it stands for.
 
         Raises:
-            TrialError: there is none, it is not finite, or memory ran out.
+            TrialError: it is not finite, or memory ran out.
         """
-        if self._gradients is None:
-            raise TrialError(f"the fitness has no slope: {self.reason}")
-        gradient = self._gradients.run()
+        self._engine.merge_into(self._model, self._neighbourhood.recipes(genome))
+        gradient = self._gradients[block].run()
         pullback = Pullback(self._model, gradient.parameters)
         genes = {
             one.gene: pullback.between(self._engine, one.below, one.above) / one.width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from evomerge.errors import TrialError
 from evomerge.evaluation import ItemSet, MetricName, Scorer, Setting, TaskRequest, build_items
 from evomerge.evaluation.slopes.gradients import Gradient, Gradients
-from evomerge.evaluation.slopes.questions import SmoothFitness, smooth_fitness
+from evomerge.evaluation.slopes.questions import SHARPNESS, SmoothFitness, cut, smooth_fitness
 from tests.evaluation import worlds
 from tests.evaluation.test_equality import LENGTH
 from tests.evaluation.worlds import TaskFolder
@@ -68,10 +69,47 @@ def test_its_value_is_that_of_the_smooth_metrics(
         values[task] = scores.value(task, MetricName(metric, "none")).value
     expected = 2 * values["choices"] + values["letters"] + 0.1 * values["words"]
     expected = (expected - values["texts"] + 0.5 * values["writing"]) / 4.6
-    fitness = smoothed(items, tokenizer)
+    fitness = smoothed(items, tokenizer, sharpness=1.0)
     assert fitness.left_out == {}
     for tree in (False, True):
         assert gradient_of(model, fitness, tree=tree).value == pytest.approx(expected, rel=1e-5)
+
+
+def test_right_and_wrong_alone_are_sharpened(
+    model: Any, tokenizer: Any, folder: TaskFolder, items: ItemSet
+) -> None:
+    """At a large sharpness the share is 1 or 0 as the likeliest choice is: the accuracy itself."""
+    asked = built(folder, tokenizer, [ask("choices", "acc_norm", 2.0), ask("letters", "acc")])
+    scores = Scorer(model, tokenizer, asked).score()
+    values = [scores.value(request.task, request.metric).value for request in asked.requests]
+    expected = (2 * values[0] + values[1]) / 3
+    near = smoothed(asked, tokenizer, sharpness=1e5)
+    assert gradient_of(model, near).value == pytest.approx(expected, abs=1e-6)
+    plain, sharp = smoothed(items, tokenizer, sharpness=1.0), smoothed(items, tokenizer)
+    changed = {
+        (one.contrast, pytest.approx(SHARPNESS) == one.units[0] / other.units[0])
+        for one, other in zip(plain.questions, sharp.questions, strict=True)
+    }
+    assert changed == {(True, True), (False, False)}
+    smooth = built(folder, tokenizer, [ask("letters", "gold_prob")])
+    assert smoothed(smooth, tokenizer, sharpness=1.0) == smoothed(smooth, tokenizer)
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 1000])
+def test_blocks_stand_for_all_questions(tokenizer: Any, items: ItemSet, number: int) -> None:
+    questions = smoothed(items, tokenizer).questions
+    blocks = cut(questions, number, seed=1)
+    assert len(blocks) == min(number, len(questions))
+    parts = [(one.windows, one.right) for block in blocks for one in block]
+    assert Counter(parts) == Counter((one.windows, one.right) for one in questions)
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+    whole = sum(abs(one.share) for one in questions)
+    for block in blocks:
+        assert sum(abs(one.share) for one in block) == pytest.approx(whole)
+    if number == 3:
+        texts = [sum(not one.contrast for one in block) for block in blocks]
+        assert max(texts) - min(texts) <= 2, "every task is in each of them by its share"
+        assert cut(questions, 3, seed=1) == blocks != cut(questions, 3, seed=2)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
-from evomerge.search.ascent import SHORTEST, STEP, Visit, heading
+from evomerge.errors import TrialError
+from evomerge.search.ascent import LAST, LEGS
 from evomerge.search.budget import Budget
+from evomerge.search.climbing import HALVED, STEP, STEPS, Place, Walk, steps_of_leg, walk
+from evomerge.search.finalists import best_climbed
 from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, LocalPool, Outcome
 from evomerge.search.records import TrialRecord
@@ -20,6 +25,7 @@ from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, m
 from tests.search.landscapes import Objective, run_generations, sphere
 
 WIDTHS = np.array([1.0, 0.1, 3.0, 0.3])
+STEPS_OF_LEG = 4
 
 
 def ridge(genome: Mapping[str, float]) -> float:
@@ -27,8 +33,31 @@ def ridge(genome: Mapping[str, float]) -> float:
     return 1 - float((WIDTHS * (np.array([genome[n] for n in sorted(genome)]) - 0.7) ** 2).sum())
 
 
-class Sloping(AnalyticEvaluator):
-    """Also gives the slope where it is asked for."""
+@dataclass
+class Slope:
+    value: float
+    genes: Mapping[str, float]
+
+
+class Hill:
+    """The ridge as something to climb; each block's top lies elsewhere, on average at 0.7."""
+
+    def __init__(self, noise: float = 0.0, blocks: int = 8) -> None:
+        self.blocks = blocks
+        self.ranges = {f"weight/{i}": (0.0, 1.0) for i in range(4)}
+        self._tops = 0.7 + noise * np.random.default_rng(0).standard_normal((blocks, 4))
+        self._tops += 0.7 - self._tops.mean(0)
+        self.seen: list[int] = []
+
+    def at(self, genome: Mapping[str, float], block: int) -> Slope:
+        self.seen.append(block)
+        away = np.array([genome[name] for name in sorted(genome)]) - self._tops[block]
+        slopes = dict(zip(sorted(genome), (-2 * WIDTHS * away).tolist(), strict=True))
+        return Slope(1 - float((WIDTHS * away**2).sum()), slopes)
+
+
+class Climbing(AnalyticEvaluator):
+    """Also takes a leg where it is asked for."""
 
     def __init__(self, objective: Objective, *, slopes: bool = True) -> None:
         super().__init__(objective)
@@ -36,12 +65,13 @@ class Sloping(AnalyticEvaluator):
 
     def run(self, job: Job) -> Outcome:
         outcome = replace(super().run(job), items=1)
-        if not (job.slope and self._slopes):
+        if job.leg is None or not self._slopes:
             return outcome
-        assert job.genome == yaml.safe_load(job.recipe)
-        point = np.array([job.genome[name] for name in sorted(job.genome)])
-        slope = dict(zip(sorted(job.genome), (-2 * WIDTHS * (point - 0.7)).tolist(), strict=True))
-        return replace(outcome, items=4, slope=slope, smooth=ridge(job.genome))
+        place = Place.from_json(job.leg)
+        genome = yaml.safe_load(job.recipe)
+        assert [genome[name] for name in sorted(genome)] == pytest.approx(place.point.tolist())
+        walked = walk(Hill(), place, STEPS_OF_LEG, (0, int(job.key)))
+        return replace(outcome, items=4, walk=walked.to_json())
 
 
 def searched(
@@ -56,58 +86,82 @@ def best(records: list[TrialRecord]) -> float:
     return max(record.fitness for record in records if record.fitness is not None)
 
 
+def point_of(record: TrialRecord) -> np.ndarray:
+    return np.array([record.genome[name] for name in sorted(record.genome)])
+
+
 def test_it_begins_at_the_best_baseline_and_reaches_the_top(
     tmp_path: Path, problem: AnalyticProblem
 ) -> None:
-    records = searched(tmp_path / "a.db", problem, Sloping(ridge), 3 + 15)
+    records = searched(tmp_path / "a.db", problem, Climbing(ridge), 3 + 8)
     assert records[3].genome == problem.point(0.4), "the best baseline in the genome"
     assert best(records) > 1 - 2e-3
     plain = make_store(tmp_path / "b.db", problem)
-    SearchLoop(plain, problem, Budget(3 + 50)).run(LocalPool(lambda: AnalyticEvaluator(ridge)))
-    assert best(records) > best(plain.records()), "CMA-ES has three times as many points"
+    SearchLoop(plain, problem, Budget(3 + 30)).run(LocalPool(lambda: AnalyticEvaluator(ridge)))
+    assert best(records) > best(plain.records()), "CMA-ES has as many scored items"
 
 
-def test_slopes_are_kept_with_their_trials(tmp_path: Path, problem: AnalyticProblem) -> None:
-    searched(tmp_path / "a.db", problem, Sloping(ridge), 8)
+def test_each_leg_begins_where_the_last_one_ended(tmp_path: Path, problem: AnalyticProblem) -> None:
+    searched(tmp_path / "a.db", problem, Climbing(ridge), 8)
     records = make_store(tmp_path / "a.db", problem, "ascent").records()
-    assert [record.asks_slope for record in records] == [False] * 3 + [True] * 5
+    assert [record.leg is not None for record in records] == [False] * 3 + [True] * 5
     assert [record.items for record in records] == [1] * 3 + [4] * 5
-    last = records[-1]
-    assert last.slope is not None
-    expected = -2 * WIDTHS * (np.array([last.genome[name] for name in sorted(last.genome)]) - 0.7)
-    assert [last.slope[name] for name in sorted(last.slope)] == expected.tolist()
-    assert last.smooth == ridge(last.genome)
+    for before, after in pairwise(records[3:]):
+        assert before.walk is not None
+        assert after.leg == before.walk["end"]
+        assert point_of(after).tolist() == before.walk["end"]["point"]
+    assert [record.leg["steps"] for record in records if record.leg] == [0, 4, 8, 12, 16]
 
 
-def test_when_scores_no_longer_rise_cma_es_goes_on_nearby(
+def test_after_the_climb_its_mean_is_scored_and_cma_es_goes_on_nearby(
     tmp_path: Path, problem: AnalyticProblem
 ) -> None:
-    records = searched(tmp_path / "a.db", problem, Sloping(ridge), 80)
-    asked = [record.number for record in records if record.asks_slope]
-    assert asked == list(range(3, 3 + len(asked)))
-    assert 8 < len(asked) < 60
-    top = np.array(list(max(records, key=lambda one: one.fitness or -9.0).genome.values()))
-    for record in records[asked[-1] + 1 :]:
-        away = np.array(list(record.genome.values())) - top
-        assert float(np.abs(away).max()) < 0.3
+    records = searched(tmp_path / "a.db", problem, Climbing(ridge), 60)
+    legs = [record for record in records if record.leg is not None]
+    assert [record.number for record in legs] == list(range(3, 3 + STEPS // STEPS_OF_LEG))
+    top = records[legs[-1].number + 1]
+    assert [record.number for record in records if record.climbed] == [top.number]
+    last = [record.walk["mean"] for record in legs[-LAST // STEPS_OF_LEG :] if record.walk]
+    assert point_of(top) == pytest.approx(np.mean(last, axis=0))
+    for record in records[top.number + 1 :]:
+        assert float(np.abs(point_of(record) - point_of(top)).max()) < 0.3
+    raced = {record.number for record in best_climbed(records, [])}
+    assert {top.number, legs[-1].number} <= raced
+    fittest = max(legs, key=lambda one: (one.fitness or 0.0, -one.number))
+    assert raced == {top.number, legs[-1].number, fittest.number}
+
+
+def test_the_mean_is_there_before_the_climb_is_over(
+    tmp_path: Path, problem: AnalyticProblem
+) -> None:
+    """It is raced in the end, however early the budget is spent."""
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
+    assert store.mean() is None
+    SearchLoop(store, problem, Budget(7)).run(LocalPool(lambda: Climbing(ridge)))
+    walks = [record.walk for record in store.records()[-2:]]
+    mean = store.mean()
+    assert mean is not None
+    means = [one["mean"] for one in walks if one is not None]
+    assert [mean[name] for name in sorted(mean)] == pytest.approx(np.mean(means, axis=0))
 
 
 def test_a_resumed_study_is_the_uninterrupted_one(tmp_path: Path, problem: AnalyticProblem) -> None:
     """Broken off early, in the ascent, and after it."""
-    whole = searched(tmp_path / "whole.db", problem, Sloping(ridge), 45)
-    for trials in (2, 9, 43, 45):
-        parts = searched(tmp_path / "parts.db", problem, Sloping(ridge), trials)
-    assert not whole[-1].asks_slope
+    whole = searched(tmp_path / "whole.db", problem, Climbing(ridge), 45)
+    for trials in (2, 9, 23, 24, 25, 43, 45):
+        parts = searched(tmp_path / "parts.db", problem, Climbing(ridge), trials)
+    assert whole[-1].leg is None
     assert [record.genome for record in parts] == [record.genome for record in whole]
-    assert [record.slope for record in parts] == [record.slope for record in whole]
+    assert [record.walk for record in parts] == [record.walk for record in whole]
 
 
 def test_without_slopes_it_is_cma_es(tmp_path: Path, problem: AnalyticProblem) -> None:
     """The first trial asks in vain; from then on both samplers draw the same from the study."""
     store = make_store(tmp_path / "a.db", problem, "ascent")
-    pool = LocalPool(lambda: Sloping(sphere(), slopes=False))
+    pool = LocalPool(lambda: Climbing(sphere(), slopes=False))
     SearchLoop(store, problem, Budget(30)).run(pool)
-    assert [record.number for record in store.records() if record.asks_slope] == [3]
+    assert [record.number for record in store.records() if record.leg is not None] == [3]
     drawn = store.ask(problem.distributions).genome
     other = make_store(tmp_path / "a.db", problem)
     assert other.records()[30].genome == drawn
@@ -120,20 +174,20 @@ def test_without_slopes_it_is_cma_es(tmp_path: Path, problem: AnalyticProblem) -
 
 
 def test_failures_are_passed_by(tmp_path: Path, problem: AnalyticProblem) -> None:
-    """A point that failed is not tried again, not even the first."""
-    objective = failing(ridge, lambda call: call in (3, 4, 7, 8, 9))
-    records = searched(tmp_path / "a.db", problem, Sloping(objective), 30)
-    failed = [record.number for record in records if record.state == "failed"]
-    assert failed == [3, 4, 7, 8, 9]
-    points = {tuple(record.genome.values()) for record in records[3:]}
-    assert len(points) == len(records[3:])
-    assert best(records) > 1 - 5e-3
+    """A leg that failed is tried again from where it began, with other items; not without end."""
+    objective = failing(ridge, lambda call: call in (5, 6, 9))
+    records = searched(tmp_path / "a.db", problem, Climbing(objective), 30)
+    assert [record.number for record in records if record.state == "failed"] == [5, 6, 9]
+    assert best(records) > 1 - 2e-3
+    never = failing(ridge, lambda call: call > 3)
+    hopeless = searched(tmp_path / "b.db", problem, Climbing(never), 3 + LEGS + 4)
+    assert [record.leg is not None for record in hopeless[3:]] == [True] * LEGS + [False] * 4
 
 
-def test_workers_try_steps_of_several_lengths(tmp_path: Path, problem: AnalyticProblem) -> None:
+def test_workers_climb_side_by_side(tmp_path: Path, problem: AnalyticProblem) -> None:
     store = make_store(tmp_path / "a.db", problem, "ascent")
-    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Sloping(ridge)))
-    worker, seen = Sloping(ridge), set()
+    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
+    worker, seen = Climbing(ridge), set()
 
     def ask() -> tuple[int, Mapping[str, float]]:
         record = store.ask(problem.distributions)
@@ -141,44 +195,71 @@ def test_workers_try_steps_of_several_lengths(tmp_path: Path, problem: AnalyticP
         assert all(0 <= value <= 1 for value in record.genome.values())
         return record.number, record.genome
 
-    run_generations(ask, _teller(store, problem, worker), ridge, 40, 8, [3, 5, 4, 7, 3, 11])
-    assert len(seen) == 40
-    assert best(store.records()) > 0.9, "from 0.6; late slopes are of older steps"
+    tell = _teller(store, problem, worker)
+    run_generations(ask, tell, ridge, LEGS, 8, [3, 5, 4, 7, 3, 11])
+    assert len(seen) == LEGS
+    assert all(record.leg is not None for record in store.records()[3:])
+    assert best(store.records()) > 0.99, "from 0.6"
 
 
 def _teller(
-    store: StudyStore, problem: AnalyticProblem, worker: Sloping
+    store: StudyStore, problem: AnalyticProblem, worker: Climbing
 ) -> Callable[[int, float], None]:
     def tell(number: int, value: float) -> None:
         record = store.records()[number]
-        recipe, genome = problem.recipe(record.genome), record.genome
-        outcome = worker.run(Job(number, recipe, slope=record.asks_slope, genome=genome))
-        found = {"slope": outcome.slope, "smooth": outcome.smooth} if outcome.slope else {}
-        store.tell(number, value, **found)
+        outcome = worker.run(Job(number, problem.recipe(record.genome), leg=record.leg))
+        store.tell(number, value, **({"walk": outcome.walk} if outcome.walk else {}))
 
     return tell
 
 
-def test_what_is_barely_gained_is_no_gain() -> None:
-    """After a climb of 1, four gains of 0.002 each halve the steps; four of 0.02 do not."""
-    slope = np.ones(1)
-    for each, step in ((0.02, STEP), (0.002, STEP / 2)):
-        climb = [Visit(np.zeros(1), 0.0, slope), Visit(np.ones(1), 1.0, slope)]
-        climb += [Visit(np.ones(1), 1.0 + each * n, slope) for n in range(1, 5)]
-        assert heading(np.zeros(1), climb).step == step
+def test_steps_by_hand() -> None:
+    """The first is a whole one along each slope's sign; a gene without an effect stays."""
+    place = Place.start(np.array([0.5, 0.5, 0.95, 0.5]))
+    once = place.stepped(np.array([4.0, -0.001, 2.0, 0.0]))
+    np.testing.assert_allclose(once.point, [0.5 + STEP, 0.5 - STEP, 1.0, 0.5])
+    # m = .2·4·(.8 + 1)/(1 − .64) is 4 again, and so is √v: steps of a constant slope only shrink.
+    twice = once.stepped(np.array([4.0, 0.001, 2.0, 0.0]))
+    assert twice.point[0] - once.point[0] == pytest.approx(STEP / (1 + 1 / HALVED))
+    # m = (.2·.001 − .8·.2·.001)/.36 and √v = .001: a slope that turned is trusted less.
+    change = twice.point[1] - once.point[1]
+    assert change == pytest.approx(STEP / (1 + 1 / HALVED) * 0.04 / 0.36)
+    assert twice.steps == 2
+    assert Place.from_json(twice.to_json()).to_json() == twice.to_json()
 
 
-def test_the_heading_by_hand() -> None:
-    """The first step is a whole one against each slope's sign; patience halves the steps."""
-    start = np.array([0.5, 0.5, 0.5])
-    slope = np.array([4.0, -0.001, 0.0])
-    first = heading(start, [Visit(start, 1.0, slope)])
-    np.testing.assert_allclose(first.way, [STEP, -STEP, 0.0])
-    np.testing.assert_allclose(first.beside(0), [0.5 + STEP, 0.5 - STEP, 0.5])
-    np.testing.assert_allclose(first.beside(1), [0.5 + STEP / 2, 0.5 - STEP / 2, 0.5])
-    worse = [Visit(np.full(3, 0.1 * n), 0.0, slope) for n in range(12)]
-    assert heading(start, [Visit(start, 1.0, slope), *worse[:3]]).step == STEP
-    halved = heading(start, [Visit(start, 1.0, slope), *worse[:4]])
-    assert halved.step == STEP / 2
-    np.testing.assert_array_equal(halved.point, start)
-    assert heading(start, [Visit(start, 1.0, slope), *worse]).step < SHORTEST
+def test_the_mean_of_noisy_steps_is_nearer_than_their_end() -> None:
+    """Every block pulls elsewhere; all of them together pull to 0.7."""
+    place, walks = Place.start(np.full(4, 0.3)), []
+    for leg in range(30):
+        hill = Hill(noise=0.2, blocks=64)
+        walks.append(walk(hill, place, 8, (1, leg)))
+        assert len(set(hill.seen)) == 8, "another block each"
+        place = walks[-1].end
+    off = [float(np.abs(one.end.point - 0.7).mean()) for one in walks[5:]]
+    mean = [float(np.abs(one.mean - 0.7).mean()) for one in walks[5:]]
+    assert np.mean(mean) < np.mean(off) < 0.05
+    last = walks[-1]
+    assert Walk.from_json(last.to_json()).to_json() == last.to_json()
+    assert (last.steps, last.end.steps) == (8, 240)
+
+
+def test_blocks_are_taken_again_where_there_are_too_few() -> None:
+    hill = Hill()
+    walk(hill, Place.start(np.full(4, 0.3)), 20, (0,))
+    assert sorted(hill.seen[:8]) == sorted(hill.seen[8:16]) == list(range(8))
+    assert len(set(hill.seen[16:])) == 4
+
+
+def test_a_leg_fails_where_a_slope_cannot_be_had() -> None:
+    class Broken(Hill):
+        def at(self, genome: Mapping[str, float], block: int) -> Slope:
+            raise TrialError("the gradient of the smooth fitness is not finite")
+
+    with pytest.raises(TrialError, match="not finite"):
+        walk(Broken(), Place.start(np.full(4, 0.3)), 4, (0,))
+
+
+@pytest.mark.parametrize(("items", "steps"), [(1, 4), (400, 4), (800, 8), (5000, 16)])
+def test_a_leg_s_steps(items: int, steps: int) -> None:
+    assert steps_of_leg(items) == steps

@@ -15,6 +15,8 @@ import yaml
 
 from evomerge.evaluation import MetricName
 from evomerge.search.baselines import decode
+from evomerge.search.climbing import Place, Walk, genome_at
+from evomerge.search.evaluator import CandidateEvaluator
 from evomerge.search.pool import Evaluator, Job, Outcome
 from evomerge.search.preparation import Preparation, prepare
 from evomerge.search.slopes import STEP
@@ -79,7 +81,7 @@ def prepared(tmp_path: Path, family: Family, **changes: Any) -> Preparation:
     }
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump(data))
-    return prepare(load_space(path), hold_out=False)
+    return prepare(load_space(path), hold_out="holdout" in data)
 
 
 def middle(preparation: Preparation) -> dict[str, float]:
@@ -90,9 +92,19 @@ def middle(preparation: Preparation) -> dict[str, float]:
     }
 
 
-def slope_at(worker: Evaluator, preparation: Preparation, genome: Mapping[str, float]) -> Outcome:
+def worker_of(preparation: Preparation) -> CandidateEvaluator:
+    worker = pickle.loads(pickle.dumps(preparation.plan))()
+    assert isinstance(worker, CandidateEvaluator)
+    return worker
+
+
+def leg_at(worker: Evaluator, preparation: Preparation, genome: Mapping[str, float]) -> Outcome:
+    """A leg of the climb that begins at a genome."""
+    ranges = {gene.name: (gene.low, gene.high) for gene in preparation.genes}
+    shares = [(genome[name] - low) / (high - low) for name, (low, high) in ranges.items()]
+    place = Place.start(np.array(shares))
     recipe = decode(preparation.space, genome, preparation.num_layers)
-    return worker.run(Job(0, recipe, slope=True, genome=genome))
+    return worker.run(Job(0, recipe, leg=place.to_json()))
 
 
 def smooth_at(worker: Evaluator, preparation: Preparation, genome: Mapping[str, float]) -> float:
@@ -104,14 +116,17 @@ def smooth_at(worker: Evaluator, preparation: Preparation, genome: Mapping[str, 
 
 @pytest.mark.parametrize("case", CASES)
 def test_slopes_are_those_of_the_smooth_fitness(case: str, tmp_path: Path, family: Family) -> None:
+    """On average over the blocks, which cut the search items where there are no others."""
     preparation = prepared(tmp_path, family, **CASES[case])
-    worker = preparation.plan()
+    worker = worker_of(preparation)
     here = middle(preparation)
-    outcome = slope_at(worker, preparation, here)
-    assert outcome.slope is not None
-    assert outcome.items == 4 * 40, "a slope counts as three times its items"
-    assert list(outcome.slope) == [gene.name for gene in preparation.genes]
-    assert outcome.smooth == pytest.approx(smooth_at(worker, preparation, here), rel=1e-5)
+    taken = worker.slopes()
+    assert taken.blocks == 4
+    assert list(taken.ranges) == [gene.name for gene in preparation.genes]
+    found = [taken.at(here, block) for block in range(4)]
+    assert all(list(one.genes) == [gene.name for gene in preparation.genes] for one in found)
+    value = np.mean([one.value for one in found])
+    assert value == pytest.approx(smooth_at(worker, preparation, here), rel=1e-5)
     slopes, differences = [], []
     for gene in list(preparation.genes)[:: max(1, len(preparation.genes) // 4)]:
         half = STEP * (gene.high - gene.low)
@@ -120,11 +135,40 @@ def test_slopes_are_those_of_the_smooth_fitness(case: str, tmp_path: Path, famil
             for sign in (1, -1)
         ]
         differences.append((ends[0] - ends[1]) / (2 * half))
-        slopes.append(outcome.slope[gene.name])
+        slopes.append(np.mean([one.genes[gene.name] for one in found]))
     largest = max(map(abs, differences))
     assert largest > 1e-3, "a flat fitness shows nothing"
     off = 0.15 if case in SMALL else 0.005
     assert slopes == pytest.approx(differences, rel=off, abs=off * largest)
+
+
+def test_a_leg_raises_the_smooth_fitness(tmp_path: Path, family: Family) -> None:
+    preparation = prepared(tmp_path, family, **CASES["smooth"])
+    worker = worker_of(preparation)
+    outcome = leg_at(worker, preparation, middle(preparation))
+    assert outcome.walk is not None
+    assert outcome.items == 4 * 40, "a slope counts as three times its items"
+    walked = Walk.from_json(outcome.walk)
+    assert (walked.steps, walked.end.steps) == (4, 4)
+    ranges = {gene.name: (gene.low, gene.high) for gene in preparation.genes}
+    ends = [genome_at(ranges, point) for point in (walked.end.point, walked.mean)]
+    before, end, mean = (
+        smooth_at(worker, preparation, one) for one in (middle(preparation), *ends)
+    )
+    assert before < mean < end
+    assert before < walked.smooth < end
+    again = leg_at(worker, preparation, middle(preparation))
+    assert again.walk == outcome.walk, "nothing is left of the first one"
+
+
+def test_legs_take_items_that_no_other_part_uses(tmp_path: Path, family: Family) -> None:
+    """Of 60 documents 10 are searched on, 10 raced and 15 held out; 25 more teach the climb."""
+    tasks = [{"task": "words", "metric": "gold_prob", "items": 10}]
+    preparation = prepared(tmp_path, family, tasks=tasks, holdout={"items": 15})
+    worker = worker_of(preparation)
+    assert worker.slopes().blocks == 4 * 35 // 10
+    outcome = leg_at(worker, preparation, middle(preparation))
+    assert outcome.items == 4 * 10, "a leg's blocks hold as many items as a trial scores"
 
 
 def test_bounds_methods_and_stages(tmp_path: Path, family: Family) -> None:
@@ -132,12 +176,11 @@ def test_bounds_methods_and_stages(tmp_path: Path, family: Family) -> None:
     changes = {"merge_method": ["task_arithmetic", "ties"], "genome": DENSE}
     preparation = prepared(tmp_path, family, **changes)
     here = {gene.name: gene.low for gene in preparation.genes}
-    outcome = slope_at(preparation.plan(), preparation, here)
-    assert outcome.slope is not None
-    assert outcome.slope.keys() == here.keys() - {"merge_method"}
-    inert = [value for name, value in outcome.slope.items() if name.startswith("density")]
+    genes = worker_of(preparation).slopes().at(here).genes
+    assert genes.keys() == here.keys() - {"merge_method"}
+    inert = [value for name, value in genes.items() if name.startswith("density")]
     assert inert == [0.0] * 3, "task arithmetic reads no density"
-    assert all(value for name, value in outcome.slope.items() if name.startswith("weight"))
+    assert all(value for name, value in genes.items() if name.startswith("weight"))
 
 
 def test_scores_are_kept_where_no_slope_can_be_had(
@@ -149,21 +192,19 @@ def test_scores_are_kept_where_no_slope_can_be_had(
     own = "def judge(doc, results):\n    return {'acc': float(results[0][0] > results[1][0])}\n"
     (tmp_path / "tasks" / "own.py").write_text(own)
     with caplog.at_level(logging.WARNING):
-        outcome = slope_at(preparation.plan(), preparation, middle(preparation))
+        outcome = leg_at(worker_of(preparation), preparation, middle(preparation))
     assert outcome.scores is not None
-    assert (outcome.slope, outcome.smooth, outcome.items) == (None, None, 40)
+    assert (outcome.walk, outcome.items) == (None, 40)
     assert "code of its own" in caplog.text
 
 
 def test_a_model_in_bfloat16(tmp_path: Path, family: Family) -> None:
-    """Its slopes are those of the float32 model, to its own rounding; the plan pickles."""
+    """Its slopes are those of the float32 model, to its own rounding."""
     found = {}
     for dtype in ("float32", "bfloat16"):
         preparation = prepared(tmp_path, family, dtype=dtype)
-        worker = pickle.loads(pickle.dumps(preparation.plan))()
-        here = middle(preparation)
-        slope = slope_at(worker, preparation, here).slope
-        assert slope is not None
-        found[dtype] = np.array(list(slope.values()))
+        taken = worker_of(preparation).slopes()
+        slopes = [taken.at(middle(preparation), block).genes for block in range(taken.blocks)]
+        found[dtype] = np.mean([list(one.values()) for one in slopes], axis=0)
     error = np.linalg.norm(found["bfloat16"] - found["float32"])
     assert error < 0.1 * np.linalg.norm(found["float32"])

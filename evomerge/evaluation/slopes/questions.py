@@ -3,8 +3,9 @@
 The smooth fitness stands for the one that is searched for, of which accuracy has no gradient. Its
 terms are weighted alike: per item the right choices' share of the choices' probabilities
 (``gold_prob``; compared per character or per byte where the metric compares them so); where there
-are no choices, the log-likelihood of the gold text, in bits per byte. The share's logarithm climbs
-worse: it pays for doubt in every answer rather than for right ones (``studies/LOG.md``).
+are no choices, the log-likelihood of the gold text, in bits per byte. Where the metric only asks
+which choice is the likeliest, the share is made sharper, and so closer to it. The share's logarithm
+climbs worse: it pays for doubt in every answer rather than for right ones (``studies/LOG.md``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from evomerge.evaluation.judging import TaskItems, reported_metrics
 from evomerge.evaluation.queries import Continuation, Encoder, Query, Rolling, Window
 from evomerge.evaluation.smooth import BITS_PER_BYTE, GOLD_LIKELIHOOD, SMOOTH, plan_smooth
 from evomerge.evaluation.spec import TaskRequest
+
+SHARPNESS = 3.0
+"""Of :func:`smooth_fitness`, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,13 @@ class SmoothFitness:
 
 
 def smooth_fitness(
-    items: ItemSet, tokenizer: Any, max_length: int, *, chat: bool = False, plain_sum: bool = False
+    items: ItemSet,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    chat: bool = False,
+    plain_sum: bool = False,
+    sharpness: float = SHARPNESS,
 ) -> SmoothFitness:
     """The smooth fitness of a set of items; tokenises gold solutions that nobody asked for yet.
 
@@ -74,6 +84,8 @@ def smooth_fitness(
         max_length: the model's longest input, in tokens.
         chat: whether prompts were rendered with a chat template.
         plain_sum: as for :func:`~evomerge.evaluation.fitness.fitness`.
+        sharpness: what log-likelihoods are multiplied by where a metric tells right from wrong
+            only; with 1 the value is ``gold_prob``, and the larger it is, the closer to accuracy.
     """
     encoder = Encoder(tokenizer, max_length)
     leaves = {task.name: task for task in items.tasks}
@@ -83,7 +95,7 @@ def smooth_fitness(
     for request in items.requests:
         for leaf, share in _shares(items, request).items():
             try:
-                found = _asked(leaves[leaf], request.metric.name, encoder, chat)
+                found = _asked(leaves[leaf], request.metric.name, encoder, chat, sharpness)
             except TaskError as problem:
                 left_out[leaf] = "; ".join(fault.problem for fault in problem.faults)
                 continue
@@ -92,6 +104,38 @@ def smooth_fitness(
                 weight = -weight
             questions += [replace(one, share=one.share * weight) for one in found]
     return SmoothFitness(tuple(one for one in questions if one.share), left_out)
+
+
+def cut(questions: Sequence[Question], blocks: int, seed: int) -> list[tuple[Question, ...]]:
+    """Blocks of questions that each stand for all of them.
+
+    Neighbours go to different blocks, so that every task is in each of them by its share.
+
+    Args:
+        questions: the terms of a smooth fitness.
+        blocks: how many; at most one for each question.
+        seed: of which neighbour goes where.
+
+    Returns:
+        The blocks, their terms scaled so that each block's are as large as all of the whole's.
+    """
+    number = max(1, min(blocks, len(questions)))
+    draw = np.random.default_rng(seed)
+    found: list[list[Question]] = [[] for _ in range(number)]
+    for first in range(0, len(questions), number):
+        for block, one in zip(
+            draw.permutation(number), questions[first : first + number], strict=False
+        ):
+            found[block].append(one)
+    whole = _size(questions)
+    return [
+        tuple(replace(one, share=one.share * whole / _size(block)) for one in block)
+        for block in found
+    ]
+
+
+def _size(questions: Sequence[Question]) -> float:
+    return sum(abs(one.share) for one in questions)
 
 
 def _shares(items: ItemSet, request: TaskRequest) -> Mapping[str, float]:
@@ -110,7 +154,9 @@ def _higher_is_better(task: TaskItems, metric: str) -> bool:
     return task.task.higher_is_better().get(metric, True) is not False
 
 
-def _asked(task: TaskItems, metric: str, encoder: Encoder, chat: bool) -> list[Question]:
+def _asked(
+    task: TaskItems, metric: str, encoder: Encoder, chat: bool, sharpness: float
+) -> list[Question]:
     """A leaf task's questions; their shares sum to 1, or to what makes bits per byte of nats.
 
     Raises:
@@ -129,7 +175,7 @@ def _asked(task: TaskItems, metric: str, encoder: Encoder, chat: bool) -> list[Q
     if metric == GOLD_LIKELIHOOD:
         shares = some / some.sum()
     elif compares and metric != BITS_PER_BYTE:
-        units = _units(choices, metric)
+        units = _units(choices, metric) / (1.0 if metric in SMOOTH else sharpness)
         found = _rows(choices, queries, units, some / some.sum(), contrast=True)
         return [one for row, one in found if some[row]]
     else:
