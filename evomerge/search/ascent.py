@@ -1,47 +1,71 @@
 """Ascent along slopes: the start of a search, where the fitness has a slope.
 
 Every trial of the ascent scores the point where it stands, and takes a leg of the climb from there
-(``climbing``), at whose end the next one begins. When the climb is over, its last steps' mean is
-scored, and CMA-ES goes on from there with small steps.
+(``climbing``), at whose end the next one begins. When a climb is over, its last steps' mean is
+scored. A second climb begins elsewhere, as there may be several tops; then CMA-ES goes on from the
+fitter mean with small steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from evomerge.search.climbing import STEP, STEPS, Place, Walk, genome_at
+from evomerge.search.climbing import STEP, Place, Walk, genome_at
 from evomerge.search.cmaes import Replay, Solution
 from evomerge.search.sampler import CmaEsSampler
 from evomerge.search.seeded import BASELINE, CLIMBED, KIND, LEG, TOLD, WALK, GeneSampler
 
-LEGS = 30
-"""A climb has so many legs at most, however few steps each has led on: workers climb side by side,
-and some may fail."""
+CLIMBS = 2
+
+DEPTH = 10
+"""A climb is so many legs, one after the other."""
+
+LEGS = 40
+"""A climb has so many legs at most: workers climb side by side, and some may fail."""
 
 LAST = 8
-"""The mean of the legs that hold the last so many steps stands for the climb."""
+"""The mean of the legs that hold the last so many steps stands for a climb."""
+
+APART = 0.2
+"""Climbs begin at points that differ by so much of a gene's range in some gene."""
 
 SIGMA = 0.05
 """CMA-ES's first standard deviation after the ascent, as a share of a gene's range."""
 
+_CLIMB = "climb"
+"""Which climb a leg belongs to, from 0."""
+
 
 @dataclass(frozen=True)
 class _Climb:
-    """What the trials of a study say of the climb.
+    """What the trials of a study say of a climb.
 
     Args:
+        number: which one, from 0.
         walks: of the legs that are finished, in the order of arrival.
         begun: how many legs were.
         running: how many of them are not finished.
+        top: the trial of its mean, once that was drawn.
     """
 
+    number: int
     walks: list[Walk]
     begun: int
     running: int
+    top: Any
+
+    @classmethod
+    def of(cls, number: int, trials: Sequence[Any]) -> _Climb:
+        legs = [one for one in trials if one.user_attrs.get(LEG, {}).get(_CLIMB) == number]
+        finished = [one for one in legs if one.state.is_finished()]
+        walked = sorted((one for one in finished if WALK in one.user_attrs), key=_arrival)
+        walks = [Walk.from_json(one.user_attrs[WALK]) for one in walked]
+        top = next((one for one in trials if one.user_attrs.get(CLIMBED) == number), None)
+        return cls(number, walks, len(legs), len(legs) - len(finished), top)
 
     @property
     def flat(self) -> bool:
@@ -51,7 +75,7 @@ class _Climb:
     @property
     def over(self) -> bool:
         """Whether no further leg is begun."""
-        return self.begun >= LEGS or any(one.end.steps >= STEPS for one in self.walks)
+        return self.begun >= LEGS or any(one.depth >= DEPTH for one in self.walks)
 
     @property
     def place(self) -> Place:
@@ -71,7 +95,7 @@ class _Climb:
 
 
 class AscentSampler(GeneSampler):
-    """Climbs along slopes from the best baseline, then hands over to CMA-ES.
+    """Climbs along slopes from the best baselines, then hands over to CMA-ES.
 
     Where no slope can be had, CMA-ES begins at once, as it would have without an ascent. The state
     is a function of the study's trials.
@@ -105,70 +129,91 @@ class AscentSampler(GeneSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        climb = _climb(study)
-        if climb.flat:
+        climb = self._climb(study)
+        if climb is not None and climb.flat:
             return self._plain.sample_relative(study, trial, search_space)
-        if not climb.over:
-            return genome_at(self._ranges, self._foot(study, climb, trial.number).point)
+        if climb is not None:
+            foot = self._foot(study, climb, trial.number)
+            return genome_at(self._ranges, foot.point if isinstance(foot, Place) else foot)
         top, drawn = self._after(study)
-        if top is None:
-            return self.mean(study) or genome_at(self._ranges, self._start(study))
-        point = self._replay.ask(self._values(top.params), drawn, trial.number)
+        point = self._replay.ask(top, drawn, trial.number)
         return dict(zip(self._ranges, point.tolist(), strict=True))
 
     def facts(self, study: Any, number: int) -> dict[str, Any]:
-        """Of a trial that was just drawn: its leg, or that it is the climb's mean."""
-        climb = _climb(study)
-        if climb.flat:
+        """Of a trial that was just drawn: its leg, or which climb's mean it is."""
+        climb = self._climb(study)
+        if climb is None or climb.flat:
             return {}
-        if not climb.over:
-            return {LEG: self._foot(study, climb, number).to_json()}
-        return {CLIMBED: True} if self._after(study)[0] is None else {}
+        foot = self._foot(study, climb, number)
+        if isinstance(foot, Place):
+            return {LEG: {_CLIMB: climb.number, **foot.to_json()}}
+        return {CLIMBED: climb.number}
 
     def mean(self, study: Any) -> dict[str, float] | None:
-        """Of the last steps of the climb; CMA-ES's, once it has taken over."""
-        climb = _climb(study)
-        if climb.flat:
+        """Of the last steps of a climb that is not over; CMA-ES's, once it has taken over."""
+        climb = self._climb(study)
+        if climb is not None and climb.flat:
             return self._plain.mean(study)
-        top, drawn = self._after(study)
-        if top is not None:
-            mean = self._replay.mean(self._values(top.params), drawn)
-            return dict(zip(self._ranges, mean.tolist(), strict=True))
-        return None if climb.mean is None else genome_at(self._ranges, climb.mean)
+        if climb is not None:
+            return None if climb.mean is None else genome_at(self._ranges, climb.mean)
+        mean = self._replay.mean(*self._after(study))
+        return dict(zip(self._ranges, mean.tolist(), strict=True))
 
     def foresees(self, study: Any) -> bool:
         """Each leg changes where the next one begins."""
-        return _climb(study).flat and self._plain.foresees(study)
+        climb = self._climb(study)
+        return climb is not None and climb.flat and self._plain.foresees(study)
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
         return self._plain.sample_independent(study, trial, name, distribution)
 
-    def _foot(self, study: Any, climb: _Climb, number: int) -> Place:
-        """Where the leg of a trial begins."""
+    def _climb(self, study: Any) -> _Climb | None:
+        """The one that is going on, or fails; None when all are over and their means drawn."""
+        trials = study.get_trials(deepcopy=False)
+        for number in range(CLIMBS):
+            climb = _Climb.of(number, trials)
+            if climb.flat and number > 0:
+                return None
+            if climb.top is None and (climb.begun or len(self._starts(study)) > number):
+                return climb
+        return None
+
+    def _foot(self, study: Any, climb: _Climb, number: int) -> Place | np.ndarray:
+        """Where the leg of a trial begins; of a climb that is over, its mean, to be scored."""
+        if climb.over and climb.mean is not None:
+            return climb.mean
         if climb.walks:
             return climb.place
-        start = self._start(study)
+        start = self._starts(study)[climb.number]
         if climb.running:  # until the first leg is finished, others begin about the start
             draw = np.random.default_rng(np.random.SeedSequence((self._seed, number)))
             start = np.clip(start + STEP * draw.standard_normal(len(start)), 0.0, 1.0)
         return Place.start(start)
 
-    def _start(self, study: Any) -> np.ndarray:
-        """The best baseline in the genome, in shares of the ranges."""
+    def _starts(self, study: Any) -> list[np.ndarray]:
+        """Where climbs begin: the best baselines in the genome that lie apart, in shares."""
         known = [one for one in self._scored(study) if one.user_attrs.get(KIND) == BASELINE]
-        best = min(known, key=lambda one: (-one.values[0], one.number), default=None)
-        genome = self._fallback if best is None else best.params
-        share: np.ndarray = (self._values(genome) - self._low) / (self._high - self._low)
-        return np.clip(share, 0.0, 1.0)
+        ranked = sorted(known, key=lambda one: (-one.values[0], one.number))
+        found: list[np.ndarray] = []
+        for genome in [one.params for one in ranked] or [self._fallback]:
+            share = (self._values(genome) - self._low) / (self._high - self._low)
+            if all(float(np.abs(share - other).max()) >= APART for other in found):
+                found.append(np.clip(share, 0.0, 1.0))
+        return found
 
-    def _after(self, study: Any) -> tuple[Any | None, list[Solution]]:
-        """The trial of the climb's mean, and what CMA-ES drew after it, in the order of arrival."""
-        trials = study.get_trials(deepcopy=False)
-        top = next((one for one in trials if one.user_attrs.get(CLIMBED)), None)
+    def _after(self, study: Any) -> tuple[np.ndarray, list[Solution]]:
+        """The fitter of the climbs' means, and what CMA-ES drew, in the order of arrival."""
+        scored = self._scored(study)
+        tops = [one for one in scored if CLIMBED in one.user_attrs]
+        best = min(tops, key=lambda one: (-one.values[0], one.number), default=None)
+        if best is None:
+            top = self._low + (self._high - self._low) * self._starts(study)[0]
+        else:
+            top = self._values(best.params)
         own = [
             one
-            for one in self._scored(study)
-            if top is not None and one.number > top.number and LEG not in one.user_attrs
+            for one in scored
+            if one.user_attrs.get(KIND) != BASELINE and not {LEG, CLIMBED} & one.user_attrs.keys()
         ]
         return top, [(self._values(one.params), -float(one.values[0])) for one in own]
 
@@ -183,14 +228,6 @@ class AscentSampler(GeneSampler):
 
     def _values(self, genome: Mapping[str, float]) -> np.ndarray:
         return np.array([genome[name] for name in self._ranges])
-
-
-def _climb(study: Any) -> _Climb:
-    legs = [one for one in study.get_trials(deepcopy=False) if LEG in one.user_attrs]
-    finished = [one for one in legs if one.state.is_finished()]
-    walked = sorted((one for one in finished if WALK in one.user_attrs), key=_arrival)
-    walks = [Walk.from_json(one.user_attrs[WALK]) for one in walked]
-    return _Climb(walks, len(legs), len(legs) - len(finished))
 
 
 def _arrival(trial: Any) -> tuple[int, int]:

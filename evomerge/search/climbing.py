@@ -17,9 +17,6 @@ import numpy as np
 STEP, HALVED = 0.1, 20
 """Of a gene whose slopes agree, as a share of its range: the first; after so many, half of it."""
 
-STEPS = 80
-"""So many steps are a climb."""
-
 _FIRST, _SECOND = 0.8, 0.95
 """What is kept of the moments at each slope (β1, β2): shorter than Adam's own 0.9 and 0.999, as the
 whole climb is some dozens of slopes."""
@@ -102,6 +99,11 @@ class Walk:
     mean: np.ndarray
     smooth: float
     steps: int
+
+    @property
+    def depth(self) -> float:
+        """How many such legs, one after the other, lead to its end."""
+        return self.end.steps / self.steps
 
     def to_json(self) -> dict[str, Any]:
         mean, end = self.mean.tolist(), self.end.to_json()

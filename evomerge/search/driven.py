@@ -83,7 +83,7 @@ class DrivenStudy:
             label=attributes.get("label"),
             recipe=attributes.get("recipe"),
             leg=trial.user_attrs.get(LEG),
-            climbed=trial.user_attrs.get(CLIMBED, False),
+            climbed=trial.user_attrs.get(CLIMBED),
             rival=attributes.get("rival"),
         )
 
@@ -172,7 +172,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         items=facts.get("items"),
         leg=facts.get(LEG),
         walk=facts.get(WALK),
-        climbed=facts.get(CLIMBED, False),
+        climbed=facts.get(CLIMBED),
         estimate=facts.get(ESTIMATE),
         rival=facts.get("rival"),
         twin=facts.get("twin"),

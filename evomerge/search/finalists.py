@@ -60,13 +60,13 @@ def best_searched(records: Sequence[TrialRecord], count: int) -> list[TrialRecor
 def best_climbed(
     records: Sequence[TrialRecord], besides: Sequence[TrialRecord]
 ) -> list[TrialRecord]:
-    """The fittest trial of the climb, the last one, and the mean of the climb's last steps.
+    """The fittest trial of the climbs, the last one, and the means of their last steps.
 
     They have adapted less to which items are answered rightly by luck than what came after them.
     """
     climb = [one for one in _ranked(records) if one.leg is not None]
     last = sorted(climb, key=lambda one: -one.number)[:1]
-    best = [*climb[:1], *(one for one in _ranked(records) if one.climbed), *last]
+    best = [*climb[:1], *(one for one in _ranked(records) if one.climbed is not None), *last]
     taken = {one.recipe for one in besides}
     return list({one.recipe: one for one in best if one.recipe not in taken}.values())
 

@@ -28,7 +28,7 @@ class TrialRecord:
         leg: of a trial of the ascent, where its leg of the climb begins, as ``climbing.Place``
             writes it.
         walk: what came of the leg, as ``climbing.Walk`` writes it; None where nothing did.
-        climbed: whether it is the mean of the climb's last steps.
+        climbed: of one that is the mean of a climb's last steps, which climb, from 0.
         estimate: of a pruned one, what it would have scored: the incumbent's fitness plus the
             paired difference on the items that were scored.
         rival: the trial that was the incumbent when this one began, which it was compared with.
@@ -52,7 +52,7 @@ class TrialRecord:
     items: int | None = None
     leg: Mapping[str, Any] | None = None
     walk: Mapping[str, Any] | None = None
-    climbed: bool = False
+    climbed: int | None = None
     estimate: float | None = None
     rival: int | None = None
     twin: int | None = None

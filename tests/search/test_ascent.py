@@ -12,15 +12,15 @@ import pytest
 import yaml
 
 from evomerge.errors import TrialError
-from evomerge.search.ascent import LAST, LEGS
+from evomerge.search.ascent import APART, DEPTH, LAST, LEGS
 from evomerge.search.budget import Budget
-from evomerge.search.climbing import HALVED, STEP, STEPS, Place, Walk, steps_of_leg, walk
+from evomerge.search.climbing import HALVED, STEP, Place, Walk, steps_of_leg, walk
 from evomerge.search.finalists import best_climbed
 from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, LocalPool, Outcome
-from evomerge.search.records import TrialRecord
+from evomerge.search.records import PlannedBaseline, TrialRecord
 from evomerge.search.sampler import make_sampler
-from evomerge.search.storage import StudyStore
+from evomerge.search.storage import StudyStore, create_store
 from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store
 from tests.search.landscapes import Objective, run_generations, sphere
 
@@ -108,27 +108,49 @@ def test_each_leg_begins_where_the_last_one_ended(tmp_path: Path, problem: Analy
     assert [record.items for record in records] == [1] * 3 + [4] * 5
     for before, after in pairwise(records[3:]):
         assert before.walk is not None
-        assert after.leg == before.walk["end"]
+        assert after.leg == {"climb": 0, **before.walk["end"]}
         assert point_of(after).tolist() == before.walk["end"]["point"]
     assert [record.leg["steps"] for record in records if record.leg] == [0, 4, 8, 12, 16]
 
 
-def test_after_the_climb_its_mean_is_scored_and_cma_es_goes_on_nearby(
+def test_after_two_climbs_cma_es_goes_on_near_the_fitter_mean(
     tmp_path: Path, problem: AnalyticProblem
 ) -> None:
+    """The second begins at the best baseline that lies apart; the mean of each is scored."""
     records = searched(tmp_path / "a.db", problem, Climbing(ridge), 60)
+    first, second = range(3, 3 + DEPTH), range(4 + DEPTH, 4 + 2 * DEPTH)
+    assert [record.number for record in records if record.leg is not None] == [*first, *second]
+    tops = [record for record in records if record.climbed is not None]
+    assert [(top.number, top.climbed) for top in tops] == [(first.stop, 0), (second.stop, 1)]
+    for climb, top in zip((first, second), tops, strict=True):
+        last = [records[number].walk for number in climb[-LAST // STEPS_OF_LEG :]]
+        means = [one["mean"] for one in last if one is not None]
+        assert point_of(top) == pytest.approx(np.mean(means, axis=0))
+    starts = [point_of(records[climb[0]]) for climb in (first, second)]
+    assert [start.tolist() for start in starts] == [[0.4] * 4, [0.0] * 4]
+    fitter = max(tops, key=lambda one: one.fitness or 0.0)
+    for record in records[second.stop + 1 :]:
+        assert float(np.abs(point_of(record) - point_of(fitter)).max()) < 0.3
     legs = [record for record in records if record.leg is not None]
-    assert [record.number for record in legs] == list(range(3, 3 + STEPS // STEPS_OF_LEG))
-    top = records[legs[-1].number + 1]
-    assert [record.number for record in records if record.climbed] == [top.number]
-    last = [record.walk["mean"] for record in legs[-LAST // STEPS_OF_LEG :] if record.walk]
-    assert point_of(top) == pytest.approx(np.mean(last, axis=0))
-    for record in records[top.number + 1 :]:
-        assert float(np.abs(point_of(record) - point_of(top)).max()) < 0.3
-    raced = {record.number for record in best_climbed(records, [])}
-    assert {top.number, legs[-1].number} <= raced
     fittest = max(legs, key=lambda one: (one.fitness or 0.0, -one.number))
-    assert raced == {top.number, legs[-1].number, fittest.number}
+    raced = {record.number for record in best_climbed(records, [])}
+    assert raced == {*(top.number for top in tops), second[-1], fittest.number}
+
+
+def test_there_is_one_climb_where_no_baseline_lies_apart(
+    tmp_path: Path, problem: AnalyticProblem
+) -> None:
+    near = [0.4, 0.4 + 0.9 * APART]
+    planned = [
+        PlannedBaseline(f"{v}", problem.recipe(problem.point(v)), problem.point(v)) for v in near
+    ]
+    store = create_store("test", f"sqlite:///{tmp_path}/a.db")
+    store.use(make_sampler("ascent", problem.distributions, problem.point(0.5), seed=3))
+    store.plan(planned)
+    SearchLoop(store, problem, Budget(30)).run(LocalPool(lambda: Climbing(ridge)))
+    legs = [record.number for record in store.records() if record.leg is not None]
+    assert legs == list(range(2, 2 + DEPTH))
+    assert store.records()[2].genome == planned[1].genome
 
 
 def test_the_mean_is_there_before_the_climb_is_over(
@@ -149,7 +171,7 @@ def test_the_mean_is_there_before_the_climb_is_over(
 def test_a_resumed_study_is_the_uninterrupted_one(tmp_path: Path, problem: AnalyticProblem) -> None:
     """Broken off early, in the ascent, and after it."""
     whole = searched(tmp_path / "whole.db", problem, Climbing(ridge), 45)
-    for trials in (2, 9, 23, 24, 25, 43, 45):
+    for trials in (2, 9, 13, 14, 15, 24, 25, 26, 43, 45):
         parts = searched(tmp_path / "parts.db", problem, Climbing(ridge), trials)
     assert whole[-1].leg is None
     assert [record.genome for record in parts] == [record.genome for record in whole]
@@ -180,8 +202,8 @@ def test_failures_are_passed_by(tmp_path: Path, problem: AnalyticProblem) -> Non
     assert [record.number for record in records if record.state == "failed"] == [5, 6, 9]
     assert best(records) > 1 - 2e-3
     never = failing(ridge, lambda call: call > 3)
-    hopeless = searched(tmp_path / "b.db", problem, Climbing(never), 3 + LEGS + 4)
-    assert [record.leg is not None for record in hopeless[3:]] == [True] * LEGS + [False] * 4
+    hopeless = searched(tmp_path / "b.db", problem, Climbing(never), 3 + 1 + LEGS + 4)
+    assert [record.leg is not None for record in hopeless[3 : 3 + LEGS]] == [True] * LEGS
 
 
 def test_workers_climb_side_by_side(tmp_path: Path, problem: AnalyticProblem) -> None:
@@ -196,8 +218,8 @@ def test_workers_climb_side_by_side(tmp_path: Path, problem: AnalyticProblem) ->
         return record.number, record.genome
 
     tell = _teller(store, problem, worker)
-    run_generations(ask, tell, ridge, LEGS, 8, [3, 5, 4, 7, 3, 11])
-    assert len(seen) == LEGS
+    run_generations(ask, tell, ridge, 24, 8, [3, 5, 4, 7, 3, 11])
+    assert len(seen) == 24
     assert all(record.leg is not None for record in store.records()[3:])
     assert best(store.records()) > 0.99, "from 0.6"
 
