@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,8 @@ import torch
 from evomerge.checkpoints import Conversion, placements
 from evomerge.merging.stages import StagedEngine
 from evomerge.recipe import Recipe
+
+Reader = Callable[[str], torch.Tensor]
 
 
 class Pullback:
@@ -31,10 +33,12 @@ class Pullback:
 
     def between(
         self, engine: StagedEngine, before: Sequence[Recipe], after: Sequence[Recipe]
-    ) -> float:
-        """⟨gradient, merged(after) − merged(before)⟩, the merges in float32, summed in float64.
+    ) -> dict[str, float]:
+        """⟨gradient, merged(after) − merged(before)⟩ of each tensor, the merges in float32, summed
+        in float64.
 
-        Only tensors that the recipes make differently are merged.
+        Only tensors that the recipes make differently are merged. Tensors that the live model joins
+        are one, under the name of the first.
 
         Args:
             engine: holds the models of both.
@@ -44,6 +48,35 @@ class Pullback:
             RecipeError: a recipe does not fit the models held.
             TrialError: a merged tensor holds NaN or infinity.
         """
+        names, readers = self._differing(engine, before, after)
+        placed = placements(self._model, self._shapes)
+        found = {}
+        for name in sorted(names & set(placed.places)):
+            place = placed.places[name]
+            if place.parameter in self._gradient:
+                mine = place.view(self._gradient[place.parameter])
+                found[name] = _dot(mine, readers[1](name) - readers[0](name))
+        for conversion in placed.conversions:
+            sources = conversion.group.sources
+            if names.intersection(sources):
+                changes = {name: readers[1](name) - readers[0](name) for name in sources}
+                found[min(sources)] = sum(self._converted(conversion, changes))
+        return found
+
+    def touched(
+        self, engine: StagedEngine, before: Sequence[Recipe], after: Sequence[Recipe]
+    ) -> frozenset[str]:
+        """The tensors that :meth:`between` may give a change of; nothing is merged."""
+        names, _ = self._differing(engine, before, after)
+        placed = placements(self._model, self._shapes)
+        joined = [one.group.sources for one in placed.conversions]
+        return frozenset(names & set(placed.places)).union(
+            min(sources) for sources in joined if names.intersection(sources)
+        )
+
+    def _differing(
+        self, engine: StagedEngine, before: Sequence[Recipe], after: Sequence[Recipe]
+    ) -> tuple[set[str], tuple[Reader, Reader]]:
         first, second = _exact(before), _exact(after)
         engines = engine.engine_of(first), engine.engine_of(second)
         if not self._shapes:
@@ -52,22 +85,7 @@ class Pullback:
         names = set(self._shapes)
         if first[:-1] == second[:-1]:
             names = engines[1].differing(first[-1], second[-1])
-        placed = placements(self._model, self._shapes)
-        readers = engines[0].reader(first[-1]), engines[1].reader(second[-1])
-        total = 0.0
-        for name in sorted(names & set(placed.places)):
-            place = placed.places[name]
-            if place.parameter in self._gradient:
-                mine = place.view(self._gradient[place.parameter])
-                total += _dot(mine, readers[1](name) - readers[0](name))
-        for conversion in placed.conversions:
-            sources = names.intersection(conversion.group.sources)
-            if sources:
-                changes = {
-                    name: readers[1](name) - readers[0](name) for name in conversion.group.sources
-                }
-                total += sum(self._converted(conversion, changes))
-        return total
+        return names, (engines[0].reader(first[-1]), engines[1].reader(second[-1]))
 
     def _converted(
         self, conversion: Conversion, changes: Mapping[str, torch.Tensor]

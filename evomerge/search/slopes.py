@@ -9,9 +9,11 @@ enter linearly, as weights do in most methods.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evomerge.errors import TrialError
 from evomerge.evaluation import context_length
@@ -19,6 +21,7 @@ from evomerge.evaluation.slopes.gradients import Gradients
 from evomerge.evaluation.slopes.questions import cut, smooth_fitness
 from evomerge.merging import Pullback, StagedEngine
 from evomerge.recipe import Recipe
+from evomerge.search.climbing import genome_at
 from evomerge.space.genes import METHOD
 
 if TYPE_CHECKING:
@@ -33,23 +36,21 @@ STEP = 0.01
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Two recipes that differ in one gene.
+    """Two recipes that differ in some genes.
 
     Args:
-        gene: its name.
-        width: by how much, above 0.
+        widths: gene → by how much, above 0.
         below, above: the recipes' stages.
     """
 
-    gene: str
-    width: float
+    widths: Mapping[str, float]
     below: list[Recipe]
     above: list[Recipe]
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """What lies beside a candidate, gene by gene; small, and it pickles.
+    """What lies beside a candidate; small, and it pickles.
 
     Args:
         space: whose genes.
@@ -64,27 +65,36 @@ class Neighbourhood:
         """Gene → its bounds."""
         return {gene.name: (gene.low, gene.high) for gene in self.space.genes(self.num_layers)}
 
-    def of(self, genome: Mapping[str, float]) -> Iterator[Neighbour]:
-        """The neighbours of a genome, within the genes' bounds.
+    @property
+    def sloping(self) -> dict[str, tuple[float, float]]:
+        """The same without those that choose the method: nothing lies between two methods."""
+        return {name: bounds for name, bounds in self.ranges.items() if not _chooses(name)}
 
-        None for the gene that chooses the method: nothing lies between two methods.
-        """
-        for gene in self.space.genes(self.num_layers):
-            if gene.name.rpartition("/")[2] == METHOD:
-                continue
-            value, half = genome[gene.name], STEP * (gene.high - gene.low)
-            low, high = max(value - half, gene.low), min(value + half, gene.high)
-            yield Neighbour(
-                gene.name,
-                high - low,
-                self.recipes({**genome, gene.name: low}),
-                self.recipes({**genome, gene.name: high}),
-            )
+    def choices(self, genome: Mapping[str, float]) -> dict[str, float]:
+        """The genes that choose the method."""
+        return {name: value for name, value in genome.items() if _chooses(name)}
+
+    def beside(self, genome: Mapping[str, float], genes: Iterable[str]) -> Neighbour:
+        """The neighbours of a genome along some of its genes together, within their bounds."""
+        lows, highs = {}, {}
+        for name in genes:
+            low, high = self.ranges[name]
+            half = STEP * (high - low)
+            lows[name], highs[name] = max(genome[name] - half, low), min(genome[name] + half, high)
+        return Neighbour(
+            {name: highs[name] - lows[name] for name in lows},
+            self.recipes({**genome, **lows}),
+            self.recipes({**genome, **highs}),
+        )
 
     def recipes(self, genome: Mapping[str, float]) -> list[Recipe]:
         """The stages of what a genome stands for."""
         mappings = self.space.recipe_mappings(genome, self.num_layers)
         return [Recipe.from_mapping(mapping, "genome") for mapping in mappings]
+
+
+def _chooses(gene: str) -> bool:
+    return gene.rpartition("/")[2] == METHOD
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,7 @@ class Slopes:
             for block in cut(fitness.questions, blocks, items.requests[0].seed)
         ]
         self.blocks, self.ranges = len(self._gradients), neighbourhood.ranges
+        self._parts: dict[tuple[float, ...], list[dict[str, frozenset[str]]]] = {}
 
     def at(self, genome: Mapping[str, float], block: int = 0) -> Slope:
         """The slope at a genome on a block; the live model is left with what it stands for.
@@ -160,11 +171,41 @@ class Slopes:
         Raises:
             TrialError: it is not finite, or memory ran out.
         """
+        beside = self._neighbourhood.beside
         self._engine.merge_into(self._model, self._neighbourhood.recipes(genome))
         gradient = self._gradients[block].run()
         pullback = Pullback(self._model, gradient.parameters)
-        genes = {
-            one.gene: pullback.between(self._engine, one.below, one.above) / one.width
-            for one in self._neighbourhood.of(genome)
-        }
-        return Slope(gradient.value, genes)
+        genes = {}
+        for together in self._apart(pullback, genome):
+            near = beside(genome, together)
+            changes = pullback.between(self._engine, near.below, near.above)
+            for name, touched in together.items():
+                change = sum(changes[tensor] for tensor in touched if tensor in changes)
+                genes[name] = change / near.widths[name]
+        return Slope(gradient.value, {name: genes[name] for name in self._neighbourhood.sloping})
+
+    def _apart(
+        self, pullback: Pullback, genome: Mapping[str, float]
+    ) -> list[dict[str, frozenset[str]]]:
+        """Genes in as few parts as come to mind, so that no two of a part touch one tensor.
+
+        What one of them changes can then be told from what the others do.
+        """
+        chosen = self._neighbourhood.choices(genome)
+        key = tuple(chosen.values())
+        if key not in self._parts:
+            # Anywhere inside: which tensors a gene touches hangs on the method alone.
+            shares = np.random.default_rng(0).uniform(0.3, 0.7, len(self.ranges))
+            inside = {**genome_at(self.ranges, shares), **chosen}
+            parts: list[dict[str, frozenset[str]]] = []
+            for name in self._neighbourhood.sloping:
+                near = self._neighbourhood.beside(inside, [name])
+                touched = pullback.touched(self._engine, near.below, near.above)
+                free = [
+                    one for one in parts if touched.isdisjoint(frozenset().union(*one.values()))
+                ]
+                if not free:
+                    parts.append({})
+                (free or parts[-1:])[0][name] = touched
+            self._parts[key] = parts
+        return self._parts[key]
