@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 METHOD = "merge_method"
 """The gene that chooses among several methods: each has an equal part of [0, 1]."""
 
+AUTO_GENES = 32
+"""``layers: auto`` has at most so many genes, those apart that all layers share: with 48 on 400
+items the climb fits the items' luck (``studies/LOG.md``)."""
+
 
 @dataclass(frozen=True)
 class Gene:
@@ -69,11 +73,19 @@ def count_groups(stage: Stage, num_layers: int) -> int:
             )
             raise SpaceError([stage.fault(("genome", "layers", "size"), problem)])
         return num_layers // layers.size
-    groups = layers.groups or 1
+    if layers.groups == "auto":
+        return max(1, min(num_layers, AUTO_GENES // max(1, _varying(stage))))
+    groups = int(layers.groups or 1)
     if groups > num_layers:
         problem = f"{groups} is refused: the models have {num_layers} layers; write at most that"
         raise SpaceError([stage.fault(("genome", "layers", "groups"), problem)])
     return groups
+
+
+def _varying(stage: Stage) -> int:
+    """How many genes of a stage each layer group has of its own."""
+    each = [site for site in _sites(stage, 2) if len(site.groups) == 1]
+    return sum(isinstance(site.setting, Range) for site in each) // 2
 
 
 def layer_blocks(num_layers: int, groups: int) -> list[tuple[int, int]]:
@@ -89,7 +101,10 @@ def parts(stage: Stage) -> tuple[str | None, ...]:
 
 def sites(stage: Stage, num_layers: int) -> Iterator[Site]:
     """Every value that one of the stage's methods reads, in the order of the genome."""
-    groups = count_groups(stage, num_layers)
+    return _sites(stage, count_groups(stage, num_layers))
+
+
+def _sites(stage: Stage, groups: int) -> Iterator[Site]:
     read = {key for method in stage.methods for key in stage.reads(method)}
     for parameter in PARAMETERS:
         spec = stage.genome.parameter(parameter)

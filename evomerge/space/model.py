@@ -17,6 +17,7 @@ from evomerge.space.encoding import encode_weights, plain_genome
 from evomerge.space.genes import Gene, count_groups, find_genes
 from evomerge.space.meaning import changes_between, digest_of, meaning_of
 from evomerge.space.resources import ResourceSpec
+from evomerge.space.searching import unfit_layers
 from evomerge.space.specs import (
     FinalsSpec,
     HoldoutSpec,
@@ -72,6 +73,7 @@ class SearchSpace(Stage):
     def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:
         yield from super().conflicts(fields)
         yield from task_conflicts(fields)
+        yield from unfit_layers(fields)
         stages = [dict(stage) for stage in fields.get("stages", ())]
         hints = [constant(one) for one in (*stages, fields)]
         if all(hints):

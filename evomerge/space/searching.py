@@ -40,6 +40,25 @@ def unread_settings(search: Any) -> Iterator[Conflict]:
             yield ("search", key), problem + f"read by {', '.join(readers)}"
 
 
+def unfit_layers(fields: Mapping[str, Any]) -> Iterator[Conflict]:
+    """``layers: auto`` of a space whose sampler cannot fit so many genes.
+
+    Args:
+        fields: the space's, those that are right by themselves.
+    """
+    sampler = getattr(fields.get("search"), "sampler", "ascent")
+    if sampler == "ascent":
+        return
+    stages = [getattr(stage, "genome", None) for stage in fields.get("stages", ())]
+    for place, genome in [(None, fields.get("genome")), *enumerate(stages)]:
+        # A genome with other faults is there as plain data.
+        layers = getattr(genome, "layers", None)
+        if getattr(layers, "groups", None) == "auto":
+            where = ("genome", "layers") if place is None else ("stages", place, "genome", "layers")
+            problem = f"'auto' needs slopes, and {sampler} takes none; write groups: 1 or 2, or "
+            yield where, problem + "sampler: ascent"
+
+
 def sampler_settings(search: SearchSettings) -> dict[str, Any]:
     """What the sampler is to be made with, of the settings that Optuna's classes have."""
     given = {key: getattr(search, key) for key in READERS if key not in _OWN}

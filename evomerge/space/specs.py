@@ -38,6 +38,7 @@ from evomerge.space.strict import Conflict, Strict
 
 Real = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Count = Annotated[StrictInt, Field(ge=1)]
+AUTO = "auto"
 Share = Annotated[StrictFloat, Field(ge=0, le=1)]
 Natural = Annotated[StrictInt, Field(ge=0)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]  # what every generator takes
@@ -88,6 +89,16 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+def _groups(value: Any) -> int | str:
+    """``auto``, or how many."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value != AUTO and not (whole and value >= 1):
+        rule = "must be at least 1" if whole else f"must be a whole number, or {AUTO}"
+        raise ValueError(f"{shown(value)} is refused: {rule}")
+    return value if value == AUTO else int(value)
+
+
+Groups = Annotated[int | str, PlainValidator(_groups)]
 Rungs = Annotated[str | tuple[float, ...], PlainValidator(_rungs)]
 NotEmpty = AfterValidator(_not_empty)
 Model = Annotated[
@@ -102,16 +113,23 @@ MetricText = Annotated[str, PlainValidator(_metric)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_or_more)]
 
 
+def _layers(value: Any) -> Any:
+    """``auto`` in its long form."""
+    return {"groups": AUTO} if value == AUTO else value
+
+
 class LayerSpec(Strict):
     """How values may differ along the depth of a model. At most one of the first two is given.
 
     Args:
-        groups: how many layer groups have values of their own (with ``smooth``: knots).
+        groups: how many layer groups have values of their own (with ``smooth``: knots); ``auto``
+            for as many as the ascent can fit, at most one for each layer. ``layers: auto`` says the
+            same.
         size: instead, how many layers are in a group; must divide the number of layers.
         smooth: values between the knots are interpolated, instead of constant in each group.
     """
 
-    groups: Count | None = None
+    groups: Groups | None = None
     size: Count | None = None
     smooth: StrictBool = False
 
@@ -149,7 +167,7 @@ class GenomeSpec(Strict):
             the method's default.
     """
 
-    layers: LayerSpec = LayerSpec()
+    layers: Annotated[LayerSpec, BeforeValidator(_layers)] = LayerSpec()
     filters: tuple[Text, ...] = ()
     weight: WeightSetting = PerModel(Range(0.0, 1.0))
     density: DensitySetting | None = None

@@ -109,3 +109,28 @@ def test_names_are_unique_stable_and_readable(space: SearchSpace, num_layers: in
         assert gene.name.split("/")[0] in (*PARAMETERS, "merge_method")
         assert gene.low < gene.high
         assert gene.name.isprintable()
+
+
+def test_automatic_groups(load: Load, small: str) -> None:
+    """As many as give 32 genes at most, at least one, at most one for each layer."""
+    few = load(small.replace("density:", "layers: auto\n  density:"))
+    assert few.genome.layers.groups == "auto"
+    each = len(load(small).genes(100))
+    assert few.group_count(100) == 32 // each
+    assert len(few.genes(100)) == each * (32 // each)
+    assert few.group_count(3) == 3
+    assert few.genes(3) == load(small.replace("density:", "layers: {groups: 3}\n  density:")).genes(
+        3
+    )
+    long = load(small.replace("density:", "layers: {groups: auto, smooth: true}\n  density:"))
+    assert long.genes(100) == few.genes(100)
+    assert long.genome.layers.smooth
+
+
+def test_automatic_groups_need_slopes(load: Load, small: str) -> None:
+    text = small.replace("density:", "layers: auto\n  density:") + "search: {sampler: tpe}\n"
+    told = r"space\.yaml:\d+: genome\.layers: 'auto' needs slopes, and tpe takes none; write groups"
+    with pytest.raises(SpaceError, match=told):
+        load(text)
+    with pytest.raises(SpaceError, match=r"groups: 'many' is refused: must be a whole"):
+        load(small.replace("density:", "layers: {groups: many}\n  density:"))
