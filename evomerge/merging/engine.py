@@ -143,6 +143,18 @@ class MergeEngine:
         whole = self._whole(tuple(specs.values()))
         return lambda name: self._merged(specs[name], dtype, whole=whole)
 
+    def merges(self, recipe: Recipe) -> tuple[TensorMerge, ...]:
+        """How each of a recipe's tensors is made.
+
+        Raises:
+            RecipeError: as :meth:`tensors`.
+        """
+        return self._resolve(recipe)
+
+    def inputs(self, spec: TensorMerge) -> tuple[torch.Tensor | None, Sequence[torch.Tensor]]:
+        """What a tensor is made of: the base's, and those of its contributions, in their order."""
+        return self._inputs.tensors(spec)
+
     @property
     def residency(self) -> ResidencyPlan | None:
         """Where the stored models are held; None where none is."""

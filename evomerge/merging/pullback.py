@@ -8,6 +8,8 @@ from dataclasses import replace
 import torch
 
 from evomerge.checkpoints import Conversion, placements
+from evomerge.merging.adding import Term
+from evomerge.merging.engine import MergeEngine
 from evomerge.merging.stages import StagedEngine
 from evomerge.recipe import Recipe
 
@@ -63,6 +65,32 @@ class Pullback:
                 found[min(sources)] = sum(self._converted(conversion, changes))
         return found
 
+    def along(self, engine: MergeEngine, recipe: Recipe) -> dict[Term, float] | None:
+        """⟨gradient, task vector⟩ of each contribution to each tensor, in float32, summed in
+        float64; without those of which there is no gradient.
+
+        Args:
+            engine: holds the models.
+            recipe: of a method with a base.
+
+        Returns:
+            None where the live model joins stored tensors.
+        """
+        placed = placements(self._model, self._shapes_of(engine, recipe))
+        if placed.conversions:
+            return None
+        found: dict[Term, float] = {}
+        for spec in engine.merges(recipe):
+            place = placed.places.get(spec.name)
+            if place is None or place.parameter not in self._gradient or not spec.contributions:
+                continue
+            mine = place.view(self._gradient[place.parameter])
+            base, tensors = engine.inputs(spec)
+            assert base is not None  # for the type checker: the method has one
+            for number, tensor in enumerate(tensors):
+                found[spec.name, number] = _dot(mine, tensor.float() - base.float())
+        return found
+
     def touched(
         self, engine: StagedEngine, before: Sequence[Recipe], after: Sequence[Recipe]
     ) -> frozenset[str]:
@@ -79,13 +107,16 @@ class Pullback:
     ) -> tuple[set[str], tuple[Reader, Reader]]:
         first, second = _exact(before), _exact(after)
         engines = engine.engine_of(first), engine.engine_of(second)
-        if not self._shapes:
-            outline = engines[1].outline(second[-1])
-            self._shapes = {name: tuple(one.shape) for name, one in outline.items()}
-        names = set(self._shapes)
+        names = set(self._shapes_of(engines[1], second[-1]))
         if first[:-1] == second[:-1]:
             names = engines[1].differing(first[-1], second[-1])
         return names, (engines[0].reader(first[-1]), engines[1].reader(second[-1]))
+
+    def _shapes_of(self, engine: MergeEngine, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+        if not self._shapes:
+            outline = engine.outline(recipe)
+            self._shapes = {name: tuple(one.shape) for name, one in outline.items()}
+        return self._shapes
 
     def _converted(
         self, conversion: Conversion, changes: Mapping[str, torch.Tensor]

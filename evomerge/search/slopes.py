@@ -20,6 +20,7 @@ from evomerge.evaluation import context_length
 from evomerge.evaluation.slopes.gradients import Gradients
 from evomerge.evaluation.slopes.questions import cut, smooth_fitness
 from evomerge.merging import Pullback, StagedEngine
+from evomerge.merging.adding import Term, coefficients
 from evomerge.recipe import Recipe
 from evomerge.search.climbing import genome_at
 from evomerge.space.genes import METHOD
@@ -111,6 +112,26 @@ class Slope:
     genes: dict[str, float]
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Merges that add task vectors, with factors that are linear in every gene.
+
+    Args:
+        recipe: any of them.
+        rates: gene → how fast the factor of each task vector in each tensor changes with it.
+    """
+
+    recipe: Recipe
+    rates: Mapping[str, Mapping[Term, float]]
+
+    def slope(self, along: Mapping[Term, float]) -> dict[str, float]:
+        """Gene → slope, from those along the task vectors."""
+        return {
+            gene: sum(rate * along.get(term, 0.0) for term, rate in rates.items())
+            for gene, rates in self.rates.items()
+        }
+
+
 class Slopes:
     """Takes slopes on a worker's live model, on blocks of items; a ``climbing.Ground``.
 
@@ -163,6 +184,7 @@ class Slopes:
             for block in cut(fitness.questions, blocks, items.requests[0].seed)
         ]
         self.blocks, self.ranges = len(self._gradients), neighbourhood.ranges
+        self._sums: dict[tuple[float, ...], _Sums | None] = {}
         self._parts: dict[tuple[float, ...], list[dict[str, frozenset[str]]]] = {}
 
     def at(self, genome: Mapping[str, float], block: int = 0) -> Slope:
@@ -171,18 +193,67 @@ class Slopes:
         Raises:
             TrialError: it is not finite, or memory ran out.
         """
-        beside = self._neighbourhood.beside
         self._engine.merge_into(self._model, self._neighbourhood.recipes(genome))
         gradient = self._gradients[block].run()
         pullback = Pullback(self._model, gradient.parameters)
+        genes = self._along(pullback, genome) or self._between(pullback, genome)
+        return Slope(gradient.value, {name: genes[name] for name in self._neighbourhood.sloping})
+
+    def _along(self, pullback: Pullback, genome: Mapping[str, float]) -> dict[str, float] | None:
+        """The slope where genes only say how much of each task vector is added, so that nothing
+        has to be merged; None elsewhere."""
+        key = tuple(self._neighbourhood.choices(genome).values())
+        if key not in self._sums:
+            self._sums[key] = self._adding(self._inside(genome))
+        known = self._sums[key]
+        if known is None:
+            return None
+        along = pullback.along(self._engine.engine_of([known.recipe]), known.recipe)
+        return None if along is None else known.slope(along)
+
+    def _adding(self, genome: Mapping[str, float]) -> _Sums | None:
+        """How the genes enter the sums, if they do so everywhere in the same way."""
+        recipes = self._neighbourhood.recipes(genome)
+        if len(recipes) > 1:
+            return None
+        here, there = self._rates(genome), self._rates(self._inside(genome, seed=1))
+        if here is None or there is None:
+            return None
+        same = all(
+            np.allclose(list(one.values()), list(other.values()), rtol=1e-6, atol=1e-9)
+            for one, other in zip(here.values(), there.values(), strict=True)
+            if one.keys() == other.keys()
+        )
+        return _Sums(recipes[0], here) if same else None
+
+    def _rates(self, genome: Mapping[str, float]) -> dict[str, dict[Term, float]] | None:
+        """Gene → how fast each task vector's factor changes with it; None for other merges."""
+        engine = self._engine.engine_of(self._neighbourhood.recipes(genome))
+        found: dict[str, dict[Term, float]] = {}
+        for name in self._neighbourhood.sloping:
+            near = self._neighbourhood.beside(genome, [name])
+            low, high = (coefficients(engine.merges(one[-1])) for one in (near.below, near.above))
+            if low is None or high is None or low.keys() != high.keys():
+                return None
+            rates = {term: (high[term] - low[term]) / near.widths[name] for term in low}
+            found[name] = rates
+        return found
+
+    def _inside(self, genome: Mapping[str, float], seed: int = 0) -> dict[str, float]:
+        """A genome between the bounds, of the same methods."""
+        shares = np.random.default_rng(seed).uniform(0.3, 0.7, len(self.ranges))
+        return {**genome_at(self.ranges, shares), **self._neighbourhood.choices(genome)}
+
+    def _between(self, pullback: Pullback, genome: Mapping[str, float]) -> dict[str, float]:
+        """The slope of any merge, by merging beside the candidate."""
         genes = {}
         for together in self._apart(pullback, genome):
-            near = beside(genome, together)
+            near = self._neighbourhood.beside(genome, together)
             changes = pullback.between(self._engine, near.below, near.above)
             for name, touched in together.items():
                 change = sum(changes[tensor] for tensor in touched if tensor in changes)
                 genes[name] = change / near.widths[name]
-        return Slope(gradient.value, {name: genes[name] for name in self._neighbourhood.sloping})
+        return genes
 
     def _apart(
         self, pullback: Pullback, genome: Mapping[str, float]
@@ -191,12 +262,10 @@ class Slopes:
 
         What one of them changes can then be told from what the others do.
         """
-        chosen = self._neighbourhood.choices(genome)
-        key = tuple(chosen.values())
+        key = tuple(self._neighbourhood.choices(genome).values())
         if key not in self._parts:
             # Anywhere inside: which tensors a gene touches hangs on the method alone.
-            shares = np.random.default_rng(0).uniform(0.3, 0.7, len(self.ranges))
-            inside = {**genome_at(self.ranges, shares), **chosen}
+            inside = self._inside(genome)
             parts: list[dict[str, frozenset[str]]] = []
             for name in self._neighbourhood.sloping:
                 near = self._neighbourhood.beside(inside, [name])

@@ -29,6 +29,8 @@ SMALL = ("blocks and filters", "shared", "whole")
 """Cases with masks: in tensors of a few hundred elements each element that comes or goes shows."""
 CASES: dict[str, dict[str, Any]] = {
     "smooth": {"genome": {"layers": {"groups": 3, "smooth": True}, "weight": [-0.5, 1.5]}},
+    "scaled": {"genome": {"weight": [-0.5, 1.5], "lambda": [0.5, 2.0]}},
+    "blocks": {"genome": {"layers": {"groups": 3}, "filters": ["mlp"], "weight": [-0.5, 1.5]}},
     "blocks and filters": {
         "merge_method": "dare_ties",
         "genome": {"layers": {"groups": 2}, "filters": ["mlp"], "weight": [0.0, 1.0], **DENSE},
