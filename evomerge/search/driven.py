@@ -18,7 +18,7 @@ from evomerge.search.records import TrialRecord
 from evomerge.search.seeded import ASKS_SLOPE, KIND, SEARCH, SLOPE, SMOOTH, TOLD, GeneSampler
 from evomerge.search.tables import TrialTables
 
-ESTIMATE = "estimate"
+ESTIMATE, FITNESS, VALUES = "estimate", "fitness", "values"
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -36,16 +36,21 @@ class DrivenStudy:
         trials: what the storage holds.
         tables: where it is written.
         sampler: draws candidates.
+        goals: how many numbers a trial is told with.
     """
 
     def __init__(
-        self, trials: Sequence[FrozenTrial], tables: TrialTables, sampler: BaseSampler | None
+        self,
+        trials: Sequence[FrozenTrial],
+        tables: TrialTables,
+        sampler: BaseSampler | None,
+        goals: int = 1,
     ) -> None:
         self._storage, self._tables = InMemoryStorage(), tables
         self._study = optuna.create_study(
             storage=self._storage,
             study_name="searched",
-            direction="maximize",
+            directions=["maximize"] * goals,
             sampler=sampler or optuna.samplers.RandomSampler(seed=0),
         )
         self._study_id = self._storage.get_study_id_from_name("searched")
@@ -108,15 +113,23 @@ class DrivenStudy:
     def tell(self, number: int, facts: Mapping[str, Any], fitness: float | None = None) -> None:
         """A trial's result; without a fitness it has failed.
 
+        Where there are several goals, what each came to is among the facts, as ``values``; the
+        fitness then is a fact like others.
+
         With an ``estimate`` among the facts, which is then its fitness, it was pruned.
         """
         if fitness is not None and not math.isfinite(fitness):
             raise ValueError(f"trial {number}: the fitness is {fitness}, not a finite number")
-        for key, value in {**facts, TOLD: self._told}.items():
+        told: float | Sequence[float] | None = fitness
+        facts = {**facts, TOLD: self._told}
+        if fitness is not None and len(self._study.directions) > 1:
+            told = facts.pop(VALUES)
+            facts[FITNESS] = fitness
+        for key, value in facts.items():
             self._storage.set_trial_user_attr(self._identity(number), key, value)
         self._told += 1
         state = TrialState.FAIL if fitness is None else TrialState.COMPLETE
-        self._study.tell(number, fitness, state=state)
+        self._study.tell(number, told, state=state)
         self._unsaved[number] = None
 
     def save(self) -> None:
@@ -159,7 +172,8 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         number=trial.number,
         kind=facts.get(KIND, SEARCH),
         state=_STATES[trial.state],
-        fitness=trial.values[0] if trial.values else None,
+        fitness=facts.get(FITNESS, trial.values[0]) if trial.values else None,
+        values=tuple(trial.values or ()) if FITNESS in facts else (),
         genome=dict(trial.params),
         label=facts.get("label"),
         recipe=facts.get("recipe"),

@@ -35,6 +35,7 @@ class TrialRecord:
         incumbent: of one that was the best when it finished, what each item adds to its fitness, as
             ``evaluation.incumbent`` packs it.
         gain: whether it was better than all before it beyond noise.
+        values: where a study has several goals, what each came to, all of them to be maximised.
     """
 
     number: int
@@ -57,6 +58,7 @@ class TrialRecord:
     twin: int | None = None
     incumbent: Mapping[str, Any] | None = None
     gain: bool = False
+    values: tuple[float, ...] = ()
 
     @property
     def finished(self) -> bool:

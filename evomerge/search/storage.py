@@ -99,7 +99,7 @@ class StudyStore:
                     if not trial.state.is_finished()
                 }
                 tables = TrialTables(self.url, self._study_id, unfinished)
-            self._driven = DrivenStudy(trials, tables, self._sampler)
+            self._driven = DrivenStudy(trials, tables, self._sampler, len(self._study.directions))
         return self._driven
 
     def _forget(self) -> None:
@@ -204,8 +204,13 @@ class StudyStore:
         self.save()
 
 
-def create_store(name: str, url: str) -> StudyStore:
+def create_store(name: str, url: str, goals: int = 1) -> StudyStore:
     """Open a study for a search, creating it where there is none.
+
+    Args:
+        name: the study's.
+        url: the storage's.
+        goals: how many numbers a trial of a new study is told with, each to be maximised.
 
     Raises:
         StudyError: the storage cannot be opened or written.
@@ -215,7 +220,7 @@ def create_store(name: str, url: str) -> StudyStore:
         study = optuna.create_study(
             storage=storage,
             study_name=name,
-            direction="maximize",
+            directions=["maximize"] * goals,
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(seed=0),
         )
