@@ -16,7 +16,16 @@ import numpy as np
 
 from evomerge.search.cmaes import Replay, Solution
 from evomerge.search.sampler import CmaEsSampler
-from evomerge.search.seeded import ASKS_SLOPE, BASELINE, KIND, SLOPE, SMOOTH, TOLD, GeneSampler
+from evomerge.search.seeded import (
+    ASKS_SLOPE,
+    BASELINE,
+    KIND,
+    SLOPE,
+    SMOOTH,
+    TOLD,
+    GeneSampler,
+    minimised,
+)
 
 STEP, SHORTEST = 0.1, 0.02
 """Of a gene whose slopes agree, as a share of its range: at first; and where the ascent is over."""
@@ -231,7 +240,7 @@ class AscentSampler(GeneSampler):
             for t in asked
             if SLOPE in t.user_attrs
         ]
-        drawn = [(points[t.number], -float(t.values[0])) for t in others]
+        drawn = [(points[t.number], minimised(t)) for t in others]
         last = max((t.number for t in study.get_trials(deepcopy=False) if t.values), default=-1)
         return _Seen(start, best, visits, drawn, len(visits) < len(asked), last)
 
@@ -253,4 +262,4 @@ def _fittest(
 ) -> np.ndarray:
     if not trials:
         return otherwise
-    return points[min(trials, key=lambda one: (-one.values[0], one.number)).number]
+    return points[min(trials, key=lambda one: (minimised(one), one.number)).number]

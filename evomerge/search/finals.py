@@ -25,10 +25,10 @@ from evomerge.search.finalists import (
     name_of,
     under_seed,
 )
-from evomerge.search.loop import Problem
 from evomerge.search.parts import rounds_of
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.preparation import Preparation
+from evomerge.search.problem import Problem
 from evomerge.search.race import Race, RoundResult
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import BASELINE

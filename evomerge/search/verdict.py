@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.evaluation import Comparison, Scores
 from evomerge.evaluation.paired import mcnemar
 from evomerge.search.finalists import MEAN, Decision, finished
-from evomerge.search.loop import summary
+from evomerge.search.problem import summary
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import BASELINE
 

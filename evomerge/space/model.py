@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import StrictBool, StrictStr
 
@@ -16,6 +16,7 @@ from evomerge.space.decoding import check_genome, decode_stage
 from evomerge.space.encoding import encode_weights, plain_genome
 from evomerge.space.genes import Gene, count_groups, find_genes
 from evomerge.space.meaning import changes_between, digest_of, meaning_of
+from evomerge.space.objectives import PARETO, objective_conflicts
 from evomerge.space.resources import ResourceSpec
 from evomerge.space.specs import (
     FinalsSpec,
@@ -36,6 +37,8 @@ class SearchSpace(Stage):
 
     Args:
         tasks: what is scored.
+        objective: ``weighted`` is one fitness, the tasks' weighted mean; ``pareto`` makes a goal of
+            each task whose weight is not 0.
         holdout: the items to hold out; None is whatever the search leaves.
         finals: how the best candidates are raced at the end.
         search: how.
@@ -54,6 +57,7 @@ class SearchSpace(Stage):
     hidden: ClassVar[tuple[str, ...]] = ("source", "stages")
 
     tasks: Annotated[tuple[TaskSpec, ...], NotEmpty]
+    objective: Literal["weighted", "pareto"] = "weighted"
     holdout: HoldoutSpec | None = None
     finals: FinalsSpec = FinalsSpec()
     search: SearchSettings = SearchSettings()
@@ -72,6 +76,7 @@ class SearchSpace(Stage):
     def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:
         yield from super().conflicts(fields)
         yield from task_conflicts(fields)
+        yield from objective_conflicts(fields)
         stages = [dict(stage) for stage in fields.get("stages", ())]
         hints = [constant(one) for one in (*stages, fields)]
         if all(hints):
@@ -86,6 +91,11 @@ class SearchSpace(Stage):
         if self._origin is not None:
             return self._origin.fault(path, problem)
         return Fault(f"{self.source}: {key_name(path)}", problem)
+
+    @property
+    def several_goals(self) -> bool:
+        """Whether each task is a goal of its own."""
+        return self.objective == PARETO
 
     @property
     def every_stage(self) -> tuple[tuple[str, Stage], ...]:

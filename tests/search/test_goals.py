@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
-from evomerge.search.fronts import front, spread
+from evomerge.search.goals import front, spread
 from evomerge.search.records import PlannedBaseline, TrialRecord
 from evomerge.search.sampler import make_sampler
 from evomerge.search.storage import StudyStore, create_store, open_store
@@ -46,7 +46,7 @@ def test_spread_takes_the_fittest_and_the_ends() -> None:
 
 def opened(path: Path) -> StudyStore:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    store = create_store("two", f"sqlite:///{path}", goals=2)
+    store = create_store("two", f"sqlite:///{path}", goals=("a", "b"))
     start = dict.fromkeys(GENES, 0.5)
     store.use(make_sampler("nsga2", GENES, start, seed=5, population=6))
     store.plan([PlannedBaseline("outside", "", None), PlannedBaseline("base", "", start)])
