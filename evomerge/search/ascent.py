@@ -34,6 +34,9 @@ PATIENCE, GAIN = 4, 0.01
 """After so many slopes without a gain, steps are halved; a gain is more than this share of what was
 climbed so far."""
 
+ASTRAY = 2 * PATIENCE
+"""After so many slopes in a row at points that break floors, the ascent is over."""
+
 SIGMA = 0.05
 """CMA-ES's first standard deviation after the ascent, as a share of a gene's range."""
 
@@ -131,6 +134,7 @@ class _Seen:
         visits: of the ascent.
         drawn: solutions of CMA-ES after it, in the order of arrival.
         flat: whether a slope was asked for in vain.
+        strayed: whether the ascent has left the floors behind, which slopes do not know.
         last: the largest number of a successful trial; -1 for none.
     """
 
@@ -139,6 +143,7 @@ class _Seen:
     visits: list[Visit]
     drawn: list[Solution]
     flat: bool
+    strayed: bool
     last: int
 
 
@@ -146,8 +151,9 @@ class AscentSampler(GeneSampler):
     """Climbs along slopes from the best baseline, then hands over to CMA-ES.
 
     The first trial asks for the slope at the best baseline. When nothing is gained, CMA-ES
-    goes on from the best point with small steps; where no slope can be had, it begins at once, as
-    it would have without an ascent. The state is a function of the finished trials.
+    goes on from the best point with small steps, and so it does when the ascent has only broken
+    floors for a while; where no slope can be had, it begins at once, as it would have without an
+    ascent. The state is a function of the finished trials.
 
     Args:
         distributions, start, sigma, seed, population: as for :class:`CmaEsSampler`.
@@ -183,7 +189,7 @@ class AscentSampler(GeneSampler):
         if seen.flat:
             return self._plain.sample_relative(study, trial, search_space)
         way = heading(self._unit(seen.start), seen.visits)
-        if way.over:
+        if way.over or seen.strayed:
             point = self._replay.ask(seen.best, seen.drawn, trial.number)
         else:
             point = self._scaled(self._next(way, seen, trial.number))
@@ -191,14 +197,14 @@ class AscentSampler(GeneSampler):
 
     def asks_slope(self, study: Any, number: int) -> bool:
         seen = self._look(study)
-        return not seen.flat and not heading(self._unit(seen.start), seen.visits).over
+        return not seen.flat and not self._over(seen)
 
     def mean(self, study: Any) -> dict[str, float] | None:
         """CMA-ES's, once it has taken over."""
         seen = self._look(study)
         if seen.flat:
             return self._plain.mean(study)
-        if not heading(self._unit(seen.start), seen.visits).over:
+        if not self._over(seen):
             return None
         mean = self._replay.mean(seen.best, seen.drawn)
         return {name: float(value) for name, value in zip(self._names, mean, strict=True)}
@@ -209,6 +215,9 @@ class AscentSampler(GeneSampler):
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
         return self._plain.sample_independent(study, trial, name, distribution)
+
+    def _over(self, seen: _Seen) -> bool:
+        return seen.strayed or heading(self._unit(seen.start), seen.visits).over
 
     def _next(self, way: Heading, seen: _Seen, number: int) -> np.ndarray:
         """The next point of the ascent, in [0, 1].
@@ -242,7 +251,8 @@ class AscentSampler(GeneSampler):
         ]
         drawn = [(points[t.number], minimised(t)) for t in others]
         last = max((t.number for t in study.get_trials(deepcopy=False) if t.values), default=-1)
-        return _Seen(start, best, visits, drawn, len(visits) < len(asked), last)
+        flat, strayed = len(visits) < len(asked), _strayed(fixed, asked)
+        return _Seen(start, best, visits, drawn, flat, strayed, last)
 
     def _slope(self, trial: Any) -> np.ndarray:
         """Per share of the genes' ranges."""
@@ -255,6 +265,20 @@ class AscentSampler(GeneSampler):
 
     def _scaled(self, unit: np.ndarray) -> np.ndarray:
         return np.clip(self._low + (self._high - self._low) * unit, self._low, self._high)
+
+
+def _strayed(fixed: Sequence[Any], asked: Sequence[Any]) -> bool:
+    """Whether so many visits in a row broke floors, none of them the best till then by what it
+    lacks: a climb that only crosses such ground comes back sooner."""
+    best, astray = min(map(minimised, fixed), default=np.inf), 0
+    for trial in asked:
+        value = minimised(trial)
+        breaks = any(lack > 0 for lack in trial.constraints.values())
+        astray = astray + 1 if breaks and value >= best else 0
+        best = min(best, value)
+        if astray >= ASTRAY:
+            return True
+    return False
 
 
 def _fittest(

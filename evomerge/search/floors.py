@@ -109,7 +109,8 @@ class Floor:
 
     def lacks(self, value: float, bound: float) -> float:
         """What a score lacks of the limit: 0 or less keeps the floor."""
-        return value - bound if self.upper else bound - value
+        # Rounded: 0.86 - 0.2 is 0.6599999999999999, which must not break a floor, nor keep one.
+        return round(value - bound if self.upper else bound - value, 12)
 
 
 def floors_of(space: SearchSpace, labels: Iterable[str]) -> tuple[Floor, ...]:

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from evomerge.search.ascent import SHORTEST, STEP, Visit, heading
+from evomerge.search.ascent import ASTRAY, SHORTEST, STEP, Visit, heading
 from evomerge.search.budget import Budget
+from evomerge.search.floors import Floor
 from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, LocalPool, Outcome
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import make_sampler
 from evomerge.search.storage import StudyStore
+from evomerge.space.limits import Limit
 from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store
 from tests.search.landscapes import Objective, run_generations, sphere
 
@@ -182,3 +184,24 @@ def test_the_heading_by_hand() -> None:
     assert halved.step == STEP / 2
     np.testing.assert_array_equal(halved.point, start)
     assert heading(start, [Visit(start, 1.0, slope), *worse]).step < SHORTEST
+
+
+def test_a_climb_that_only_breaks_floors_is_given_up(tmp_path: Path) -> None:
+    """Its slopes lead out of the floor; CMA-ES goes on from the best point that keeps it."""
+
+    class Fenced(AnalyticProblem):
+        floors = (Floor(0, "landscape", "acc", Limit(0.6), upper=True),)
+
+    def kept(records: list[TrialRecord]) -> list[bool]:
+        return [record.violation == 0 for record in records]
+
+    free = searched(tmp_path / "free.db", AnalyticProblem(), Sloping(ridge), 40)
+    fenced = searched(tmp_path / "fenced.db", Fenced(), Sloping(ridge), 40)
+    asked = [record.number for record in fenced if record.asks_slope]
+    assert len(asked) < sum(record.asks_slope for record in free)
+    assert kept(fenced)[asked[-ASTRAY] : asked[-1] + 1] == [False] * ASTRAY
+    assert all(record.slope is None for record in fenced[asked[-1] + 1 :])
+    assert sum(kept(fenced)[asked[-1] + 1 :]) > 10
+    parts = searched(tmp_path / "parts.db", Fenced(), Sloping(ridge), 9)
+    parts = searched(tmp_path / "parts.db", Fenced(), Sloping(ridge), 40)
+    assert [record.genome for record in parts] == [record.genome for record in fenced]
