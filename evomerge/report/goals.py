@@ -73,8 +73,8 @@ def front_words(verdict: FrontVerdict) -> str:
         f"{points} point{'s' if points > 1 else ''} of the front and {against} were scored on "
         f"{verdict.items} held-out items. A point wins if over each of these baselines it has a "
         f"lead in some goal whose interval lies above 0 (each at {100 * verdict.confidence:.4g} %: "
-        f"together at 95 % for {points} points and {goals} goals): no model before had its "
-        "trade-off.",
+        f"together at 95 %, for {points} point{'s' if points > 1 else ''} and {goals} goals): so "
+        "none of them is as good as it in every goal.",
     ]
     if verdict.items < FEWEST:
         words.append(f"Fewer than {FEWEST} held-out items prove nothing.")

@@ -279,7 +279,8 @@ class SearchSettings(Strict):
 
     Args:
         sampler: who proposes the candidates; ``ascent`` climbs along the slope of a smooth fitness
-            first, where there is one, and is ``cmaes`` then.
+            first, where there is one, and is ``cmaes`` then. With several goals a space's file that
+            names none has ``nsga2``.
         seed: of the sampler and of the choice of items.
         n_startup_trials, multivariate, constant_liar, deterministic_objective, mutation_prob,
         crossover_prob: settings of Optuna's samplers, by its names; None is its default (of
