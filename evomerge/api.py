@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from evomerge.arguments import (
     begun_fingerprints,
     check_device,
+    check_patience,
     read_recipes,
     read_space,
     tell_beyond_mergekit,
@@ -193,6 +194,7 @@ def search(
     from evomerge.search.workers import RayPool
 
     space = read_space(space, include_path, seed, resources, backend)
+    check_patience(space, patience)
     folder = study_folder(name := space.name if study is None else study)
     prepared = prepare(space)
     share = worker_resources(space, workers)
@@ -219,9 +221,10 @@ def search(
                 observer(record, progress)
 
         try:
-            make, budget = partial(pool, prepared.plan), _budget(trials, timeout, items)
-            budget = replace(budget, patience=patience or space.search.patience)
-            outcome = Session(prepared, store, make, budget, observed, log.append).run()
+            budget = _budget(trials, timeout, items, patience or space.search.patience)
+            outcome = Session(
+                prepared, store, partial(pool, prepared.plan), budget, observed, log.append
+            ).run()
         finally:
             log.close()
             sweep()  # what the workers shared; they may have been killed
@@ -229,12 +232,13 @@ def search(
     return SearchResult(StudyReport(store, folder), folder.path, outcome)
 
 
-def _budget(trials: int | None, seconds: float | None, items: int | None) -> Budget:
+def _budget(
+    trials: int | None, seconds: float | None, items: int | None, patience: int | None
+) -> Budget:
     from evomerge.search.budget import Budget
 
-    if trials is None and seconds is None and items is None:
-        return Budget(TRIALS)
-    return Budget(trials, seconds, items)
+    endless = trials is None and seconds is None and items is None
+    return Budget(TRIALS if endless else trials, seconds, items, patience)
 
 
 def estimate_search(

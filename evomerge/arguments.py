@@ -84,6 +84,13 @@ def check_backend(backend: str) -> None:
         raise InputError([Fault("backend", f"{backend!r} is refused; allowed: hf, vllm")])
 
 
+def check_patience(space: SearchSpace, patience: int | None) -> None:
+    """Refuse a patience where there is no one fitness to gain."""
+    if patience is not None and space.several_goals:
+        problem = f"{patience} has no effect under objective: pareto; leave it out"
+        raise InputError([Fault("--patience", problem)])
+
+
 def check_device(device: str | None) -> None:
     """Refuse a device that torch does not know or this machine does not have."""
     import torch

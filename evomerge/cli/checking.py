@@ -75,6 +75,9 @@ def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str,
             "race": len(prepared.race_items or ()),
             "holdout": len(held_out or ()),
         },
+        "objective": prepared.space.objective,
+        "goals": list(prepared.goals),
+        "floors": [floor.name for floor in prepared.floors],
         "tasks": dict(prepared.search_items.versions),
         "splits": prepared.search_items.splits,
         "workers": workers,
@@ -114,7 +117,7 @@ def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) ->
         f"{len(prepared.genes)} genes: {_some([gene.name for gene in prepared.genes])}\n"
         f"{len(prepared.baselines)} baselines: {_some([b.label for b in prepared.baselines])}\n"
         f"{len(prepared.search_items)} search items, {len(prepared.race_items or ())} race items, "
-        f"{len(held_out or ())} held-out items\n"
+        f"{len(held_out or ())} held-out items\n{_asked(prepared)}"
         f"At least {size(limits.worker_bytes)} of memory for the models of each of {workers} "
         f"workers, {limits.trial_seconds:.2g} s per trial, {duration(limits.search_seconds)} for "
         f"{trials} trials (arithmetic and bytes alone, at this machine's measured "
@@ -125,6 +128,14 @@ def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) ->
     for note in prepared.notes:
         tell_note(note, stdout)
     stdout.print("[green]Everything fits.[/]")
+
+
+def _asked(prepared: Preparation) -> str:
+    """Lines on several goals and on floors; nothing of what there is not."""
+    goals = f"{len(prepared.goals)} goals: {_some(prepared.goals)}\n"
+    floors = f"Floors: {'; '.join(floor.name for floor in prepared.floors)}\n"
+    several, floored = prepared.space.several_goals, bool(prepared.floors)
+    return (goals if several else "") + (floors if floored else "")
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

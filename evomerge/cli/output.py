@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -158,3 +159,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def common_prefix(tasks: Sequence[str]) -> str:
+    """What all the names begin with, up to a ``_``; there is little room in a terminal."""
+    if len(tasks) < 2:
+        return ""
+    common = os.path.commonprefix(list(tasks))  # noqa: RUF071 (characters are what is wanted)
+    return common[: common.rfind("_") + 1]

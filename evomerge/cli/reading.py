@@ -14,6 +14,7 @@ from evomerge.errors import EvomergeError
 def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
     """The best trial, the baselines, the outcome on the held-out items, the recipe."""
     from evomerge.api import load_study
+    from evomerge.cli.goals import show_floors, show_front
     from evomerge.cli.searching import show_summary
     from evomerge.report import race_words, verdict_words
     from evomerge.search.finalists import MEAN
@@ -29,15 +30,19 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
     raced = race_words(report)
     if raced is not None:
         say(raced)
+    show_front(report)
+    show_floors(report)
     if report.verdict is not None:
         say(verdict_words(report.verdict))
-    else:
+    elif report.front_verdict is None:
         say(
             "There is no held-out result for the present winner: the search has not come to its "
             "end, or nothing could be proved."
         )
     name = "The" if best.kind == MEAN else f"Trial {best.number}:"
     how = "chosen by the race" if raced else "the best so far by the search items"
+    if report.goals:
+        how = "the fittest of the front by the tasks' weights"
     told = f"fitness {best.fitness:.4f} on the search items, {how}"
     say(f"\n{name} {best.label or 'searched'}, {told}:")
     typer.echo(best.recipe or "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from evomerge.cli.goals import show_floors, show_front
 from evomerge.cli.output import (
     AS_IT_IS,
     INTERRUPTED,
     capitalised,
+    common_prefix,
     duration,
     quiet_libraries,
     say,
@@ -153,14 +154,19 @@ def close(result: SearchResult, storage: str | None = None, **options: Any) -> N
     raced = race_words(study)
     if raced is not None:
         say(raced)
+    show_front(study)
+    show_floors(study)
     if outcome.verdict is not None:
         say(verdict_words(outcome.verdict))
-    else:
+    elif outcome.no_verdict is not None:
         say(f"Not proved: {outcome.no_verdict}.")
     there = [name for name in _FILES if (result.folder / name).is_file()]
     lines = [f"\nFiles: {result.folder}/ ({', '.join(there)})"]
     if study.best is not None:
         lines += [f"Again: {command}", f"Model: evomerge merge {result.folder}/best.yaml OUT"]
+        if study.goals:
+            lines[-1] += "  (the fittest of the front by the tasks' weights)"
+            lines += [f"Any other point: evomerge export {study.name} --trial N"]
     else:
         lines += [f"No trial has succeeded. {_how_to_go_on(**options)}"]
     stdout.print("\n".join(lines), **AS_IT_IS)
@@ -173,9 +179,9 @@ def show_summary(study: StudyReport) -> None:
         return
     baselines = [trial for trial in trials if trial.kind == "baseline"]
     searched = [trial for trial in trials if trial.kind != "baseline"]
-    searched.sort(key=lambda trial: -(trial.fitness or 0.0))
+    searched.sort(key=lambda trial: (trial.violation, -(trial.fitness or 0.0)))
     tasks = list(trials[0].scores)
-    prefix = _common_prefix(tasks)
+    prefix = common_prefix(tasks)
     title = f"{study.name}: scores on the search items"
     headers = ["trial", "recipe", "fitness", *(task.removeprefix(prefix) for task in tasks)]
     rows = [
@@ -189,14 +195,6 @@ def show_summary(study: StudyReport) -> None:
     ]
     numbers = [index for index in range(len(headers)) if index != 1]
     show_table(headers, rows, numbers=numbers, title=f"{title} of {prefix}…" if prefix else title)
-
-
-def _common_prefix(tasks: Sequence[str]) -> str:
-    """What all the names begin with, up to a ``_``; there is little room in a terminal."""
-    if len(tasks) < 2:
-        return ""
-    common = os.path.commonprefix(list(tasks))  # noqa: RUF071 (characters are what is wanted)
-    return common[: common.rfind("_") + 1]
 
 
 def _status(progress: Progress) -> Text:

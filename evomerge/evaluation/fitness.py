@@ -1,7 +1,8 @@
-"""Scores → one number that is to be maximised."""
+"""Scores → what is to be maximised: one number, or one for each goal."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from evomerge.errors import TaskError
@@ -23,14 +24,36 @@ def fitness(scores: Scores, requests: Sequence[TaskRequest], *, plain_sum: bool 
     Raises:
         TaskError: a request was not scored, or all weights are 0.
     """
-    terms = []
-    for request in requests:
-        value = scores.value(request.task, request.metric)
-        sign = 1.0 if plain_sum or value.higher_is_better else -1.0
-        terms.append(request.weight * sign * value.value)
+    terms = [request.weight * _signed(scores, request, plain_sum=plain_sum) for request in requests]
     if plain_sum:
         return float(sum(terms))
     total = sum(abs(request.weight) for request in requests)
     if total == 0:
         raise TaskError.at("tasks: weight", "every weight is 0; at least one must not be")
     return float(sum(terms) / total)
+
+
+def goals(
+    scores: Scores, requests: Sequence[TaskRequest], *, plain_sum: bool = False
+) -> tuple[float, ...]:
+    """One number for each request whose weight is not 0, each to be maximised.
+
+    What the request adds to the fitness, but for its weight's size: the metric, negative where
+    lower is better or (not both) where the weight is negative.
+
+    Args:
+        scores, requests, plain_sum: as for :func:`fitness`.
+
+    Raises:
+        TaskError: a request was not scored.
+    """
+    return tuple(
+        math.copysign(1.0, request.weight) * _signed(scores, request, plain_sum=plain_sum)
+        for request in requests
+        if request.weight
+    )
+
+
+def _signed(scores: Scores, request: TaskRequest, *, plain_sum: bool) -> float:
+    value = scores.value(request.task, request.metric)
+    return value.value if plain_sum or value.higher_is_better else -value.value

@@ -63,6 +63,13 @@ class ItemSet:
         """Leaf task → the version that its definition states."""
         return {task.name: str(task.task.VERSION) for task in self.tasks}
 
+    def higher_is_better(self, request: TaskRequest) -> bool:
+        """Which way the metric of one of the set's own requests is better."""
+        groups = {group.name: group.get_all_tasks() for group in self.groups}
+        leaves = {leaf.task_name for leaf in groups.get(request.task, ())} or {request.task}
+        ways = {t.higher_is_better(request.metric) for t in self.tasks if t.name in leaves}
+        return ways != {False}
+
     def digest(self) -> str:
         """A hash of what is asked and of what counts as right: documents, prompts, tokens."""
         whole = hashlib.sha256()

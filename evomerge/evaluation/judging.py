@@ -96,6 +96,12 @@ class TaskItems:
             return SMOOTH[metric.name].aggregation
         return _aggregation_name(self.task.aggregation().get(metric.name, mean))
 
+    def higher_is_better(self, metric: MetricName) -> bool:
+        """Which way a metric is better, as the task says; higher where it says nothing."""
+        if metric.name in SMOOTH and metric not in self.own_metrics:
+            return SMOOTH[metric.name].higher_is_better
+        return self.task.higher_is_better().get(metric.name, True) is not False
+
     @cached_property
     def plain_choices(self) -> Choices | None:
         """The choices, where all that the task does with the answers is to compare them.

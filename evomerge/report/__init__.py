@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 from evomerge.report.files import StudyFiles
+from evomerge.report.goals import (
+    FRONT_HEADERS,
+    LEAD_HEADERS,
+    front_rows,
+    front_words,
+    lead_rows,
+    limit_words,
+)
 from evomerge.report.study import StudyReport, open_study
 from evomerge.report.words import race_words, verdict_words
 
-__all__ = ["StudyFiles", "StudyReport", "open_study", "race_words", "verdict_words"]
+__all__ = [
+    "FRONT_HEADERS",
+    "LEAD_HEADERS",
+    "StudyFiles",
+    "StudyReport",
+    "front_rows",
+    "front_words",
+    "lead_rows",
+    "limit_words",
+    "open_study",
+    "race_words",
+    "verdict_words",
+]

@@ -49,6 +49,8 @@ class StudyFiles:
             write_best(self._folder, report.choice, self._store.name, report.race)
         if report.verdict is not None:
             write_json(self._folder.held_out, report.verdict.to_json())
+        elif report.front_verdict is not None:
+            write_json(self._folder.held_out, report.front_verdict.to_json())
 
     def _write_trials(self) -> None:
         began = time.monotonic()

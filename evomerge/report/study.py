@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import Fault, StudyError
 from evomerge.evaluation import Comparison, Scores, compare
 from evomerge.recipe import Recipe, read_recipes
+from evomerge.report.rows import json_of, row_of
 from evomerge.search.budget import best_of
 from evomerge.search.finalists import MEAN, MEAN_LABEL, RACE, Decision, decided, race_of
 from evomerge.search.folder import ROOT, StudyFolder
+from evomerge.search.goals import front, goal_names
 from evomerge.search.itemscores import ItemScores, log_key
 from evomerge.search.race import Race
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore, open_store, study_names
+from evomerge.search.tradeoffs import FrontVerdict, known_front
 from evomerge.search.verdict import Verdict, known_verdict
 
 if TYPE_CHECKING:
     import pandas
+
+    from evomerge.space import SearchSpace
 
 
 def open_study(study: str | Path, storage: str | None = None) -> StudyReport:
@@ -112,9 +117,8 @@ class StudyReport:
         """
         a, b = self._scored(a), self._scored(b)
         from evomerge.search.preparation import task_requests
-        from evomerge.space import SearchSpace
 
-        space = SearchSpace.model_validate_json(self.facts["space"])
+        space = self.space
         first, second = self.item_scores[a], self.item_scores[b]
         return compare(first, second, task_requests(space), plain_sum=space.plain_sum)
 
@@ -155,6 +159,29 @@ class StudyReport:
     def choice(self) -> TrialRecord | None:
         """What is shipped: after the race its winner, before it the best trial so far."""
         return None if self.decision is None else self.decision.choice
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The space that was searched."""
+        from evomerge.space import SearchSpace
+
+        return SearchSpace.model_validate_json(self.facts["space"])
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """The names of the goals, where there are several; else none."""
+        several = "space" in self.facts and self.space.several_goals
+        return goal_names(self.space) if several else ()
+
+    @property
+    def front(self) -> list[TrialRecord]:
+        """The trials that no other beats in all goals at once; empty where there is one goal."""
+        return front(self.trials) if self.goals else []
+
+    @property
+    def front_verdict(self) -> FrontVerdict | None:
+        """What points of the front came to on the held-out items, if they were judged."""
+        return known_front(self.facts, self.trials) if self.goals else None
 
     @property
     def race(self) -> Race | None:
@@ -226,21 +253,28 @@ class StudyReport:
         """One row per trial: state, fitness, items, scores, genome, seconds, reason of failure."""
         import pandas
 
-        return pandas.DataFrame([_row(trial) for trial in self.trials])
+        goals, on_front = self.goals, {trial.number for trial in self.front}
+        rows = [row_of(trial, goals) for trial in self.trials]
+        for row in rows if goals else ():
+            row["front"] = row["trial"] in on_front
+        return pandas.DataFrame(rows)
 
     def to_json(self) -> dict[str, Any]:
         """The summary that ``evomerge best --json`` prints."""
         best, baseline, verdict = self.best, self.best_baseline, self.verdict
+        judged = self.front_verdict
         return {
             "study": self.name,
             "trials": self.counts,
             "items": self.items,
             "race_items": self.race_items,
-            "choice": _trial_json(self.choice),
-            "best": _trial_json(best),
-            "best_baseline": _trial_json(baseline),
+            "choice": json_of(self.choice),
+            "best": json_of(best),
+            "best_baseline": json_of(baseline),
             "race": self._race_json(),
             "verdict": verdict.to_json() if verdict else None,
+            "front": [json_of(trial, self.goals) for trial in self.front],
+            "front_verdict": judged.to_json() if judged else None,
         }
 
     def _race_json(self) -> dict[str, Any] | None:
@@ -261,38 +295,3 @@ class StudyReport:
             "spread": race.spread,
             "seed_spread": race.seed_spread,
         }
-
-
-def _row(trial: TrialRecord) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "trial": trial.number,
-        "kind": trial.kind,
-        "label": trial.label or "",
-        "state": trial.state,
-        "fitness": trial.fitness,
-        "items": trial.items,
-        "estimate": trial.estimate,
-        "rival": trial.rival,
-        "twin": trial.twin,
-    }
-    for task, metrics in trial.scores.items():
-        for metric, (value, _stderr) in metrics.items():
-            row[f"score/{task}/{metric}"] = value
-    row.update(trial.genome)
-    row.update({f"seconds/{name}": value for name, value in trial.seconds.items()})
-    row["failure"] = trial.failure or ""
-    return row
-
-
-def _trial_json(trial: TrialRecord | None) -> dict[str, Any] | None:
-    if trial is None:
-        return None
-    return {
-        "trial": None if trial.kind == MEAN else trial.number,
-        "kind": trial.kind,
-        "label": trial.label,
-        "fitness": trial.fitness,
-        "scores": trial.scores,
-        "genome": trial.genome,
-        "recipe": trial.recipe,
-    }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evomerge.search.verdict import FEWEST, KEPT, LOSS, WIN, Verdict
+from evomerge.report.goals import floor_words
+from evomerge.search.verdict import BROKEN, FEWEST, KEPT, LOSS, WIN, Verdict
 
 if TYPE_CHECKING:
     from evomerge.report.study import StudyReport
@@ -40,7 +41,10 @@ def verdict_words(verdict: Verdict) -> str:
         f"{winner.fitness:.4f} and the best baseline ({baseline.label}) {baseline.fitness:.4f}: "
         f"a difference of {verdict.difference:+.4f}{_interval(verdict)}."
     )
-    return " ".join([_headline(verdict), numbers, *_others(verdict), _carried(verdict)])
+    told = [*_others(verdict), _carried(verdict), *floor_words(verdict.floors)]
+    if verdict.unbound:
+        told.append("No baseline keeps all the floors on the search items.")
+    return " ".join([_headline(verdict), numbers, *told])
 
 
 def _headline(verdict: Verdict) -> str:
@@ -49,11 +53,16 @@ def _headline(verdict: Verdict) -> str:
         return "A win: the searched recipe is better on items that the search never saw."
     if verdict.outcome == KEPT:
         return f"The search found nothing better than the baseline {name}, which is kept."
-    if verdict.outcome == LOSS:
+    if verdict.outcome == BROKEN:
         return (
-            "No win: the searched recipe is worse on items that the search never saw. "
-            f"Use the baseline {name}."
+            "No win: the searched recipe is better on items that the search never saw, but does "
+            "not keep its floors."
         )
+    if verdict.outcome == LOSS:
+        worse = "No win: the searched recipe is worse on items that the search never saw"
+        if verdict.unbound:
+            return f"{worse} than the baseline {name}, which does not keep the floors."
+        return f"{worse}. Use the baseline {name}."
     if verdict.items < FEWEST:
         return f"Open: fewer than {FEWEST} held-out items prove nothing."
     if verdict.low is None:

@@ -17,7 +17,16 @@ import numpy as np
 from evomerge.search.climbing import STEP, Place, Walk, genome_at
 from evomerge.search.cmaes import Replay, Solution
 from evomerge.search.sampler import CmaEsSampler
-from evomerge.search.seeded import BASELINE, CLIMBED, KIND, LEG, TOLD, WALK, GeneSampler
+from evomerge.search.seeded import (
+    BASELINE,
+    CLIMBED,
+    KIND,
+    LEG,
+    TOLD,
+    WALK,
+    GeneSampler,
+    minimised,
+)
 
 CLIMBS = 2
 
@@ -32,6 +41,9 @@ LAST = 8
 
 APART = 0.2
 """Climbs begin at points that differ by so much of a gene's range in some gene."""
+
+ASTRAY = 4
+"""After so many legs in a row that begin where floors are broken, a climb is over."""
 
 SIGMA = 0.05
 """CMA-ES's first standard deviation after the ascent, as a share of a gene's range."""
@@ -50,6 +62,7 @@ class _Climb:
         begun: how many legs were.
         running: how many of them are not finished.
         top: the trial of its mean, once that was drawn.
+        strayed: whether it has left the floors behind, which slopes do not know.
     """
 
     number: int
@@ -57,6 +70,7 @@ class _Climb:
     begun: int
     running: int
     top: Any
+    strayed: bool
 
     @classmethod
     def of(cls, number: int, trials: Sequence[Any]) -> _Climb:
@@ -65,7 +79,8 @@ class _Climb:
         walked = sorted((one for one in finished if WALK in one.user_attrs), key=_arrival)
         walks = [Walk.from_json(one.user_attrs[WALK]) for one in walked]
         top = next((one for one in trials if one.user_attrs.get(CLIMBED) == number), None)
-        return cls(number, walks, len(legs), len(legs) - len(finished), top)
+        running = len(legs) - len(finished)
+        return cls(number, walks, len(legs), running, top, _strayed(trials, finished))
 
     @property
     def flat(self) -> bool:
@@ -75,7 +90,8 @@ class _Climb:
     @property
     def over(self) -> bool:
         """Whether no further leg is begun."""
-        return self.begun >= LEGS or any(one.depth >= DEPTH for one in self.walks)
+        deep = any(one.depth >= DEPTH for one in self.walks)
+        return deep or self.begun >= LEGS or self.strayed
 
     @property
     def place(self) -> Place:
@@ -193,7 +209,7 @@ class AscentSampler(GeneSampler):
     def _starts(self, study: Any) -> list[np.ndarray]:
         """Where climbs begin: the best baselines in the genome that lie apart, in shares."""
         known = [one for one in self._scored(study) if one.user_attrs.get(KIND) == BASELINE]
-        ranked = sorted(known, key=lambda one: (-one.values[0], one.number))
+        ranked = sorted(known, key=_fitness)
         found: list[np.ndarray] = []
         for genome in [one.params for one in ranked] or [self._fallback]:
             share = (self._values(genome) - self._low) / (self._high - self._low)
@@ -202,10 +218,17 @@ class AscentSampler(GeneSampler):
         return found
 
     def _after(self, study: Any) -> tuple[np.ndarray, list[Solution]]:
-        """The fitter of the climbs' means, and what CMA-ES drew, in the order of arrival."""
+        """The fitter of the climbs' means, and what CMA-ES drew, in the order of arrival.
+
+        Where both break floors it is the best of all that was known by then.
+        """
         scored = self._scored(study)
         tops = [one for one in scored if CLIMBED in one.user_attrs]
-        best = min(tops, key=lambda one: (-one.values[0], one.number), default=None)
+        best = min(tops, key=_fitness, default=None)
+        if best is not None and _breaks(best):
+            before = [one for one in scored if one.user_attrs.get(KIND) == BASELINE]
+            before += [one for one in scored if LEG in one.user_attrs]
+            best = min([*tops, *before], key=_fitness)
         if best is None:
             top = self._low + (self._high - self._low) * self._starts(study)[0]
         else:
@@ -215,7 +238,7 @@ class AscentSampler(GeneSampler):
             for one in scored
             if one.user_attrs.get(KIND) != BASELINE and not {LEG, CLIMBED} & one.user_attrs.keys()
         ]
-        return top, [(self._values(one.params), -float(one.values[0])) for one in own]
+        return top, [(self._values(one.params), minimised(one)) for one in own]
 
     def _scored(self, study: Any) -> list[Any]:
         """The trials that have a genome and a fitness, in the order of arrival."""
@@ -228,6 +251,30 @@ class AscentSampler(GeneSampler):
 
     def _values(self, genome: Mapping[str, float]) -> np.ndarray:
         return np.array([genome[name] for name in self._ranges])
+
+
+def _strayed(trials: Sequence[Any], legs: Sequence[Any]) -> bool:
+    """Whether so many legs in a row began where floors are broken, none of them the best till then
+    by what it lacks: a climb that only crosses such ground comes back sooner."""
+    known = [one for one in trials if one.values and one.user_attrs.get(KIND) == BASELINE]
+    best, astray = min(map(minimised, known), default=np.inf), 0
+    for leg in sorted((one for one in legs if one.values), key=_arrival):
+        value = minimised(leg)
+        astray = astray + 1 if _breaks(leg) and value >= best else 0
+        best = min(best, value)
+        if astray >= ASTRAY:
+            return True
+    return False
+
+
+def _breaks(trial: Any) -> bool:
+    """Whether a trial breaks a floor."""
+    return any(lack > 0 for lack in trial.constraints.values())
+
+
+def _fitness(trial: Any) -> tuple[float, int]:
+    """Sorts trials, the best first."""
+    return minimised(trial), trial.number
 
 
 def _arrival(trial: Any) -> tuple[int, int]:

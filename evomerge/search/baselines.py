@@ -19,7 +19,7 @@ from evomerge.space import equal_weights, method_keys, recipe_types
 if TYPE_CHECKING:
     from evomerge.space import SearchSpace, Stage
 
-BASE, UNIFORM = "base", "uniform"
+BASE, ONLY, UNIFORM = "base", "only ", "uniform"
 
 _WHOLE: dict[str, Any] = {"density": 1.0, "lambda_": 1.0, "trim": 1.0, "select_topk": 1.0}
 """A model as it is needs every element, and lambda 1."""
@@ -50,7 +50,7 @@ def baselines(
         stored = list(space.models)
     names = labels([model for model in stored if not space.stages or model not in bases])
     planned += [
-        _alone(f"only {label}", space, model, num_layers, one_vocabulary)
+        _alone(f"{ONLY}{label}", space, model, num_layers, one_vocabulary)
         for model, label in names.items()
     ]
     for method in space.methods:

@@ -119,6 +119,12 @@ class Tally:
             if record.kind == "baseline":
                 self.best_baseline = _fitter(self.best_baseline, record)
 
+    def review(self, records: Sequence[TrialRecord]) -> None:
+        """Find the best again: what is known of the trials has changed."""
+        complete = [record for record in records if record.state == "complete"]
+        self.best = best_of(complete)
+        self.best_baseline = best_of([one for one in complete if one.kind == "baseline"])
+
     def allows(self, begun: int, running: int) -> bool:
         """Whether one more trial may be started.
 
@@ -179,9 +185,9 @@ def cost(record: TrialRecord, full: int) -> int:
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The fittest; the earlier one of two that are equally fit."""
+    """The fittest of those that break their floors the least; the first of equals."""
     fit = [record for record in records if record.fitness is not None]
-    return max(fit, key=lambda record: (record.fitness, -record.number), default=None)
+    return max(fit, key=lambda one: (-one.violation, one.fitness, -one.number), default=None)
 
 
 def _fitter(best: TrialRecord | None, record: TrialRecord) -> TrialRecord | None:

@@ -18,7 +18,7 @@ from evomerge.search.records import TrialRecord
 from evomerge.search.seeded import CLIMBED, KIND, LEG, SEARCH, TOLD, WALK, GeneSampler
 from evomerge.search.tables import TrialTables
 
-ESTIMATE = "estimate"
+ESTIMATE, FITNESS, VALUES, CONSTRAINTS = "estimate", "fitness", "values", "constraints"
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -36,22 +36,34 @@ class DrivenStudy:
         trials: what the storage holds.
         tables: where it is written.
         sampler: draws candidates.
+        goals: how many numbers a trial is told with.
     """
 
     def __init__(
-        self, trials: Sequence[FrozenTrial], tables: TrialTables, sampler: BaseSampler | None
+        self,
+        trials: Sequence[FrozenTrial],
+        tables: TrialTables,
+        sampler: BaseSampler | None,
+        goals: int = 1,
     ) -> None:
-        self._storage, self._tables = InMemoryStorage(), tables
+        self._tables, self._goals = tables, goals
+        self._sampler = sampler or optuna.samplers.RandomSampler(seed=0)
+        self._hold([_seen(trial) for trial in trials])
+        self._told = 1 + max((trial.user_attrs.get(TOLD, -1) for trial in trials), default=-1)
+        self._unsaved: dict[int, None] = {}
+        self._amended: dict[int, None] = {}
+
+    def _hold(self, trials: Sequence[FrozenTrial]) -> None:
+        """Hold these in memory, as they are, instead of what was held."""
+        self._storage = InMemoryStorage()
         self._study = optuna.create_study(
             storage=self._storage,
             study_name="searched",
-            direction="maximize",
-            sampler=sampler or optuna.samplers.RandomSampler(seed=0),
+            directions=["maximize"] * self._goals,
+            sampler=self._sampler,
         )
         self._study_id = self._storage.get_study_id_from_name("searched")
-        self._study.add_trials([_seen(trial) for trial in trials])
-        self._told = 1 + max((trial.user_attrs.get(TOLD, -1) for trial in trials), default=-1)
-        self._unsaved: dict[int, None] = {}
+        self._study.add_trials(trials)
 
     def trials(self, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states)
@@ -110,23 +122,51 @@ class DrivenStudy:
     def tell(self, number: int, facts: Mapping[str, Any], fitness: float | None = None) -> None:
         """A trial's result; without a fitness it has failed.
 
-        With an ``estimate`` among the facts, which is then its fitness, it was pruned.
+        Where there are several goals, what each came to is among the facts, as ``values``; the
+        fitness then is a fact like others.
+
+        With an ``estimate`` among the facts, which is then its fitness, it was pruned. With
+        ``constraints`` they are what its scores lack of their floors.
         """
         if fitness is not None and not math.isfinite(fitness):
             raise ValueError(f"trial {number}: the fitness is {fitness}, not a finite number")
-        for key, value in {**facts, TOLD: self._told}.items():
+        told: float | Sequence[float] | None = fitness
+        facts = {**facts, TOLD: self._told}
+        trial = optuna.Trial(self._study, self._identity(number))
+        for key, value in facts.pop(CONSTRAINTS, {}).items():
+            trial.set_constraint(key, value)
+        if fitness is not None and len(self._study.directions) > 1:
+            told = facts.pop(VALUES)
+            facts[FITNESS] = fitness
+        for key, value in facts.items():
             self._storage.set_trial_user_attr(self._identity(number), key, value)
         self._told += 1
         state = TrialState.FAIL if fitness is None else TrialState.COMPLETE
-        self._study.tell(number, fitness, state=state)
+        self._study.tell(number, told, state=state)
         self._unsaved[number] = None
 
+    def constrain(self, constraints: Mapping[int, Mapping[str, float]]) -> None:
+        """The constraints of trials that were finished before their floors were known.
+
+        Optuna changes no finished trial, so that those in memory are taken in anew.
+        """
+        trials = [copy(trial) for trial in self.trials()]
+        for number, of in constraints.items():
+            trials[number].system_attrs = dict(trials[number].system_attrs)
+            for key, value in of.items():
+                trials[number].set_constraint(key, value)
+            self._amended[number] = None
+        self._hold(trials)
+
     def save(self) -> None:
-        """Write what was drawn and told since the last time, in the order of numbers."""
-        if self._unsaved:
+        """Write what was drawn, told and amended since the last time, in the order of numbers."""
+        if self._unsaved or self._amended:
             trials = self.trials()
-            self._tables.write([_kept(trials[number]) for number in sorted(self._unsaved)])
+            amended = [trials[number] for number in sorted(self._amended.keys() - self._unsaved)]
+            written = [_kept(trials[number]) for number in sorted(self._unsaved)]
+            self._tables.write(written, amended)
             self._unsaved.clear()
+            self._amended.clear()
 
     def close(self) -> None:
         self._tables.close()
@@ -161,7 +201,9 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         number=trial.number,
         kind=facts.get(KIND, SEARCH),
         state=_STATES[trial.state],
-        fitness=trial.values[0] if trial.values else None,
+        fitness=facts.get(FITNESS, trial.values[0]) if trial.values else None,
+        values=tuple(trial.values or ()) if FITNESS in facts else (),
+        constraints=dict(trial.constraints),
         genome=dict(trial.params),
         label=facts.get("label"),
         recipe=facts.get("recipe"),

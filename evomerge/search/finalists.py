@@ -49,7 +49,10 @@ def name_of(record: TrialRecord) -> str:
 
 
 def best_searched(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """The fittest searched trials, without those whose recipe is another's."""
+    """The fittest searched trials, without those whose recipe is another's.
+
+    Those that keep their floors; where no trial does, those that break them the least.
+    """
     found: dict[str, TrialRecord] = {}
     for record in _ranked(records):
         if record.kind != BASELINE and len(found) < count:
@@ -72,9 +75,29 @@ def best_climbed(
 
 
 def best_baselines(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The fittest baseline, and those that may be as good: a few, the fittest first."""
-    ranked = [record for record in _ranked(records) if record.kind == BASELINE]
+    """The fittest baseline, and those that may be as good: a few, the fittest first.
+
+    Of those that keep their floors; where none does, of all, as what is searched has to beat them.
+    """
+    baselines = _whole([record for record in records if record.kind == BASELINE])
+    kept = [one for one in baselines if one.violation == 0]
+    ranked = sorted(kept or baselines, key=lambda one: (-float(one.fitness or 0.0), one.number))
     return [one for one in ranked if _may_equal(one, ranked[0])][:MOST_BASELINES]
+
+
+def entrants_of(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """Who is raced, of the trials: so many searched ones, the climb's best, the best baselines.
+
+    None that breaks floors which another trial keeps. Where no trial keeps them, who breaks them
+    the least is the best, and there is no race.
+    """
+    ranked = _ranked(records)
+    if ranked and ranked[0].violation > 0:
+        return ranked[:1]
+    allowed = {one.number for one in ranked}
+    searched = best_searched(records, count)
+    baselines = [one for one in best_baselines(records) if one.number in allowed]
+    return [*searched, *best_climbed(records, searched), *baselines]
 
 
 def decided(
@@ -105,6 +128,7 @@ def decided(
     # long one stays says nothing of which of them is the best.
     by_score = sorted(race.searched, key=lambda name: -race.pooled(name))
     baselines = [known[name] for name in by_score if name in known and known[name].kind == BASELINE]
+    baselines = baselines or best_baselines(records)
     if entered[0].kind == BASELINE:
         baselines.remove(entered[0])
         baselines.insert(0, entered[0])
@@ -150,9 +174,15 @@ def _rounds(race: Race, name: str) -> int:
 
 
 def _ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Those that have a fitness on all the search items, the fittest first."""
-    complete = [one for one in records if one.state == "complete" and one.fitness is not None]
-    return sorted(complete, key=lambda one: (-float(one.fitness or 0.0), one.number))
+    """Those that have a fitness on all the search items and keep their floors, the fittest first;
+    where none keeps them all, those that break them the least."""
+    complete = _whole(records)
+    ranked = [one for one in complete if one.violation == 0] or complete
+    return sorted(ranked, key=lambda one: (one.violation, -float(one.fitness or 0.0), one.number))
+
+
+def _whole(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return [one for one in records if one.state == "complete" and one.fitness is not None]
 
 
 def _may_equal(one: TrialRecord, best: TrialRecord) -> bool:

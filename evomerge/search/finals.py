@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,22 +15,23 @@ from evomerge.search.finalists import (
     MOST_BASELINES,
     RACE,
     Decision,
-    best_baselines,
-    best_climbed,
-    best_searched,
     decided,
     draws_masks,
+    entrants_of,
     finished,
     mean_record,
     name_of,
     under_seed,
 )
-from evomerge.search.loop import Problem
+from evomerge.search.floors import Constraints
+from evomerge.search.judging import judge_goals
+from evomerge.search.keeping import checks, models_of
 from evomerge.search.parts import rounds_of
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.preparation import Preparation
+from evomerge.search.problem import Problem, summary
 from evomerge.search.race import Race, RoundResult
-from evomerge.search.records import TrialRecord
+from evomerge.search.records import TrialRecord, violation_of
 from evomerge.search.sampler import BASELINE
 from evomerge.search.storage import StudyStore
 from evomerge.search.verdict import VERDICT, Verdict, judge, judged_baselines, known_verdict
@@ -90,6 +91,8 @@ class Finals:
         decision = decided(self._records, self._store.facts)
         if decision is None:
             return Conclusion(None, no_verdict="no trial has succeeded")
+        if self._prepared.space.several_goals:
+            return self._spread_out(decision.choice)
         verdict, reason = self._judge(decision)
         return Conclusion(decision.choice, verdict, reason)
 
@@ -119,9 +122,7 @@ class Finals:
 
     def _begun(self, candidates: int) -> dict[str, Any]:
         """A race before its first round."""
-        searched = best_searched(self._records, candidates)
-        entrants = [*searched, *best_climbed(self._records, searched)]
-        entrants += best_baselines(self._records)
+        entrants = entrants_of(self._records, candidates)
         cost = 0
         mean: dict[str, Any] | None = None
         genome = self._store.mean() if any(one.kind != BASELINE for one in entrants) else None
@@ -130,7 +131,7 @@ class Finals:
             outcome = self._score([Job(MEAN, recipe)])[MEAN]
             cost += outcome.items
             value = math.nan if outcome.scores is None else self._problem.fitness(outcome.scores)
-            if math.isfinite(value):
+            if math.isfinite(value) and self._may_race(outcome, entrants):
                 mean = {"genome": genome, "recipe": recipe, "fitness": value}
                 entrants.append(mean_record(**mean))
         # Of two that are equally good, the fitter on the search items is shipped.
@@ -140,6 +141,13 @@ class Finals:
         race = Race(fitness, search_items=0)
         enough = len(entrants) > 1
         return {"race": race.to_json(), "mean": mean, "items": cost, "finished": not enough}
+
+    def _may_race(self, outcome: Outcome, entrants: Sequence[TrialRecord]) -> bool:
+        """Whether what no trial was breaks no floor that the others keep."""
+        constraints = Constraints(self._problem.floors, self._records)
+        assert outcome.scores is not None  # for the type checker: it has a fitness
+        lacking = violation_of(constraints.of(summary(outcome.scores)))
+        return lacking <= max((one.violation for one in entrants), default=0.0)
 
     def _entrants(self, known: Mapping[str, Any]) -> dict[str, TrialRecord]:
         mean = [mean_record(**known["mean"])] if known["mean"] else []
@@ -202,30 +210,42 @@ class Finals:
         items = self._prepared.holdout_items
         winner, baselines = decision.winner, judged_baselines(decision)
         if winner is None or not baselines:
-            return None, "no searched trial, or no baseline, was scored on all the search items"
+            reason = "no searched trial, or no baseline, was scored on all the search items"
+            floored = winner is None and bool(self._problem.floors)
+            return None, reason + (" and keeps the floors" if floored else "")
         if items is None:
             return None, "there are no held-out items"
         known = known_verdict(self._store.facts, decision, self._records)
         if known is not None:
             return known, None
-        trials = [self._located(one) for one in (winner, *baselines)]
-        outcomes = self._score([Job(one.number, one.recipe or "", "holdout") for one in trials])
-        scored = [(one, outcomes[one.number].scores) for one in (winner, *baselines)]
-        whole = [(one, scores) for one, scores in scored if scores is not None]
-        if len(whole) < len(scored):
+        models = models_of(self._problem.floors, self._records)
+        asked = {one.number: one for one in (winner, *baselines, *models.values())}
+        outcomes = self._held_out_scores(asked.values())
+        found = {number: one.scores for number, one in outcomes.items() if one.scores is not None}
+        if len(found) < len(outcomes):
             failed = next(outcome.failure for outcome in outcomes.values() if outcome.failure)
             return None, f"the held-out items could not be scored: {failed}"
         verdict = judge(
-            whole[0],
-            whole[1:],
+            (winner, found[winner.number]),
+            [(one, found[one.number]) for one in baselines],
             lambda a, b, confidence: self._compare(items, a, b, confidence),
             lambda scores: self._fitness(scores, items),
             len(items),
             kept=decision.choice.kind == BASELINE,
             after=finished(self._records),
+            floors=checks(self._problem.floors, decision.choice, models, found, items.requests),
         )
         self._store.remember(**{VERDICT: verdict.to_json()})
         return verdict, None
+
+    def _spread_out(self, choice: TrialRecord) -> Conclusion:
+        """Judge points of the front; the fittest of them is shipped."""
+        reason = judge_goals(self._prepared, self._store, self._records, self._held_out_scores)
+        return Conclusion(choice, no_verdict=reason)
+
+    def _held_out_scores(self, records: Iterable[TrialRecord]) -> dict[int, Outcome]:
+        jobs = [Job(one.number, self._located(one).recipe or "", "holdout") for one in records]
+        return {int(number): outcome for number, outcome in self._score(jobs).items()}
 
     def _located(self, record: TrialRecord) -> TrialRecord:
         """The trial, its recipe naming the models where they lie now, if they have moved."""

@@ -13,70 +13,24 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from evomerge.errors import EvomergeError
 from evomerge.search.budget import Budget, Observer, Progress, Tally, nobody
+from evomerge.search.floors import Constraints
 from evomerge.search.pool import Job, Outcome, Pool
+from evomerge.search.problem import Keeper, Problem, SearchError, nothing_kept, summary
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import BASELINE
 from evomerge.search.standing import Standing
 from evomerge.search.storage import StudyStore
 from evomerge.search.twins import Twins
 
-if TYPE_CHECKING:
-    from evomerge.evaluation import Scores
-    from evomerge.evaluation.incumbent import Incumbent
-
 HOPELESS = 8
 """So many trials from the start, all failed, mean that the set-up is wrong, not the candidates."""
 
 _PATIENCE = 0.5  # seconds between two looks at the clock while workers are busy
-
-
-class SearchError(EvomergeError):
-    """The search cannot go on."""
-
-
-class Problem(Protocol):
-    """What is searched."""
-
-    @property
-    def items(self) -> int:
-        """How many items a trial is scored on."""
-        ...
-
-    @property
-    def distributions(self) -> Mapping[str, Any]:
-        """The genes' distributions, by name."""
-        ...
-
-    def recipe(self, genome: Mapping[str, float]) -> str:
-        """The recipe (YAML) that a genome stands for."""
-        ...
-
-    def fitness(self, scores: Scores) -> float:
-        """The number to maximise."""
-        ...
-
-    @property
-    def prunes(self) -> bool:
-        """Whether a candidate that cannot win is stopped."""
-        ...
-
-    def incumbent(self, trial: int, fitness: float, scores: Scores) -> Incumbent | None:
-        """A trial, item by item; None where its fitness is no sum over items."""
-        ...
-
-
-Keeper = Callable[[int, "Scores"], None]
-"""Called with each successful trial's number and scores before the study is told of it."""
-
-
-def nothing_kept(_trial: int, _scores: Scores) -> None:
-    """The keeper who keeps nothing."""
 
 
 class SearchLoop:
@@ -109,6 +63,7 @@ class SearchLoop:
         records = store.records()
         self._tally, self._budget = Tally(budget, problem.items, records), budget
         self._standing, self._twins = Standing(problem, records), Twins(records)
+        self._constraints = Constraints(problem.floors, records)
 
     @property
     def has_work(self) -> bool:
@@ -132,6 +87,7 @@ class SearchLoop:
             StudyError: the storage cannot be written; what was told before is kept.
         """
         self._tally.begin()
+        self._check_floors()
         self._again.extend(self._store.interrupted(self._problem.distributions))
         outcomes: list[Outcome] = []
         while True:
@@ -154,6 +110,7 @@ class SearchLoop:
                 taken += self._start(pool)
         for record in taken:
             self._observer(record, self.progress())
+        self._check_floors()
         if taken and self._hopeless:
             raise SearchError(
                 f"all of the first {self._tally.failed} trials failed, so the search is given up. "
@@ -208,13 +165,17 @@ class SearchLoop:
         else:
             assert outcome.scores is not None  # for the type checker: _judge has seen them
             facts |= {"scores": summary(outcome.scores), "items": outcome.items}
+            facts |= self._constrained(facts["scores"])
+            if goals := self._problem.goals(outcome.scores):
+                facts["values"] = goals
             if outcome.walk is not None:
                 facts["walk"] = dict(outcome.walk)
             self._keep(record.number, outcome.scores)
             if outcome.estimate is not None:
                 facts["estimate"] = fitness
             else:
-                facts |= self._standing.facts(record.number, fitness, outcome.scores)
+                judged = replace(record, fitness=fitness, constraints=facts.get("constraints", {}))
+                facts |= self._standing.facts(judged, outcome.scores)
         done = self._tell(record, fitness, facts)
         twins = self._twins.finished(done)
         self._again.extend(
@@ -225,7 +186,9 @@ class SearchLoop:
     def _copy(self, record: TrialRecord, twin: TrialRecord) -> TrialRecord:
         """A trial with the recipe of one that was scored has its result."""
         facts: dict[str, Any] = {"recipe": twin.recipe, "scores": twin.scores, "items": 0}
-        facts["twin"] = twin.number
+        facts |= {"twin": twin.number, **self._constrained(twin.scores)}
+        if twin.values:
+            facts["values"] = twin.values
         if twin.estimate is not None:
             facts |= {"estimate": twin.estimate, "rival": twin.rival}
         fitness = twin.fitness if twin.estimate is None else twin.estimate
@@ -244,7 +207,22 @@ class SearchLoop:
         del self._running[record.number]
         self._tally.count(done)
         self._standing.count(done)
+        if self._constraints.count(done):
+            self._constrain()
         return done
+
+    def _constrained(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """What a trial's scores lack of the floors, as a fact; none while they are unknown."""
+        constraints = self._constraints.of(scores)
+        return {"constraints": constraints} if constraints else {}
+
+    def _constrain(self) -> None:
+        """The floors' limits are known: so is what the trials before lack of them."""
+        before = [one for one in self._store.records() if one.scores and one.finished]
+        self._store.constrain({one.number: self._constraints.of(one.scores) for one in before})
+        records = self._store.records()
+        self._tally.review(records)
+        self._standing = Standing(self._problem, records)
 
     def _judge(self, outcome: Outcome) -> tuple[float, str | None]:
         """The fitness, or the reason why there is none."""
@@ -255,7 +233,12 @@ class SearchLoop:
             fitness = self._problem.fitness(outcome.scores)
         if not math.isfinite(fitness):
             return math.nan, f"the fitness is {fitness}, not a finite number"
-        return fitness, None
+        return fitness, self._constraints.unfit(summary(outcome.scores))
+
+    def _check_floors(self) -> None:
+        reason = self._constraints.hopeless
+        if reason is not None:
+            raise SearchError(f"{reason}; mend it and begin anew (--fresh), or write a number")
 
     @property
     def _tired(self) -> bool:
@@ -280,11 +263,3 @@ def _serves(result: TrialRecord, trial: TrialRecord) -> bool:
         return False
     whole = result.state == "complete"
     return whole or (result.state == "pruned" and trial.kind != BASELINE)
-
-
-def summary(scores: Scores) -> dict[str, dict[str, list[float | None]]]:
-    """Task → metric → [value, standard error], as the study keeps it."""
-    return {
-        task: {str(metric): [value.value, value.stderr] for metric, value in score.metrics.items()}
-        for task, score in scores.tasks.items()
-    }

@@ -84,7 +84,7 @@ def open_for_search(
         if _never_began(before):
             # Refused before its first trial: nothing was found that a new space could contradict.
             delete_study(name, url)
-    store = create_store(name, url)
+    store = create_store(name, url, prepared.goals)
     _check_same(store, prepared.space, name)
     facts = store.facts
     now = provenance(

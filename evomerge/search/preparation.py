@@ -21,7 +21,9 @@ from evomerge.references import ModelReference
 from evomerge.search.backends import check_backend, check_items
 from evomerge.search.baselines import BASE, baselines, decode
 from evomerge.search.evaluator import EvaluatorPlan, staged_engine_of
+from evomerge.search.floors import Floor, check_floors, floors_of
 from evomerge.search.gathering import Faults
+from evomerge.search.goals import goal_names
 from evomerge.search.parts import parts_of
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.shares import rung_shares
@@ -65,6 +67,16 @@ class Preparation:
     height: int
     residency: ResidencyPlan | None = None
     race_items: ItemSet | None = None
+
+    @property
+    def floors(self) -> tuple[Floor, ...]:
+        """What the tasks' scores have to keep to."""
+        return floors_of(self.space, [planned.label for planned in self.baselines])
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """The names of what is maximised: the goals, or ``fitness``."""
+        return goal_names(self.space)
 
     @property
     def parameters(self) -> int:
@@ -128,11 +140,13 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     planned = baselines(space, base.num_layers, one_vocabulary=alike) if genes else []
     notes: list[str] = list(target.notes)
     notes += _left_out(space, planned)
-    races = space.finals.candidates > 0
+    races = space.finals.candidates > 0 and not space.several_goals
     search_items, held_out, race_items = parts_of(
         plan, target.vocabulary, base, faults, notes, hold_out=hold_out, race=hold_out and races
     )
     faults.gather(check_items, space, (search_items, held_out, race_items))
+    if search_items is not None and genes:
+        faults.gather(check_floors, space, search_items, [one.label for one in planned])
     faults.check()
     if not genes:
         raise SpaceError([space.fault(("genome",), "nothing varies: every value is fixed")])
@@ -141,7 +155,8 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
             f"{len(held_out)} held-out items are too few to call anything a win; hold out at "
             f"least {FEWEST}, better hundreds"
         )
-    shares, told = rung_shares(space.search.rungs, search_items)
+    # One that is behind in one goal may be ahead in another: no candidate is stopped early.
+    shares, told = rung_shares("none" if space.several_goals else space.search.rungs, search_items)
     notes += [told] if told else []
     return Preparation(
         space=space,

@@ -36,6 +36,9 @@ class TrialRecord:
         incumbent: of one that was the best when it finished, what each item adds to its fitness, as
             ``evaluation.incumbent`` packs it.
         gain: whether it was better than all before it beyond noise.
+        values: where a study has several goals, what each came to, all of them to be maximised.
+        constraints: floor → what the score lacks of its limit; 0 or less keeps it. Empty where
+            there are no floors, or while their limits are not known.
     """
 
     number: int
@@ -58,11 +61,23 @@ class TrialRecord:
     twin: int | None = None
     incumbent: Mapping[str, Any] | None = None
     gain: bool = False
+    values: tuple[float, ...] = ()
+    constraints: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will come of it."""
         return self.state in ("complete", "failed", "pruned")
+
+    @property
+    def violation(self) -> float:
+        """By how much it breaks its floors, in sum; 0 where it keeps them all."""
+        return violation_of(self.constraints)
+
+
+def violation_of(constraints: Mapping[str, float]) -> float:
+    """What is lacking in sum, in the metrics' units: as Optuna adds constraints up."""
+    return sum(max(0.0, lack) for lack in constraints.values())
 
 
 def in_order(records: Iterable[TrialRecord]) -> list[TrialRecord]:

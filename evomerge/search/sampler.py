@@ -32,6 +32,7 @@ from evomerge.search.seeded import (
     RandomGenes,
     SeededSampler,
     ViewingSampler,
+    minimised,
 )
 
 __all__ = ["BASELINE", "KIND", "SEARCH", "TOLD", "CmaEsSampler", "GeneSampler", "make_sampler"]
@@ -143,7 +144,7 @@ class CmaEsSampler(GeneSampler):
         if not all(name in params for name in self._names):
             return
         point = np.array([params[name] for name in self._names])
-        solution = (point, -float(trial.values[0]))
+        solution = (point, minimised(trial))
         if attributes.get(KIND) == BASELINE:
             self._baselines[trial.number] = solution
             return

@@ -16,6 +16,8 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from evomerge.search.floors import ranked_value
+
 KIND = "kind"
 BASELINE = "baseline"
 SEARCH = "search"
@@ -154,6 +156,11 @@ class ViewingSampler(SeededSampler):
             distributions=dict(trial.distributions),
             constraints=trial.constraints or None,
         )
+
+
+def minimised(trial: FrozenTrial) -> float:
+    """A result of one goal as CMA-ES is told it: those that break a floor rank last."""
+    return ranked_value(-float(trial.values[0]), trial.constraints)
 
 
 def with_genome(

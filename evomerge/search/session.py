@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evomerge.evaluation import Scores, fitness
+from evomerge.evaluation import Scores, fitness, goals
 from evomerge.evaluation.incumbent import Incumbent
 from evomerge.search.baselines import decode
 from evomerge.search.budget import Budget, Observer, Progress
 from evomerge.search.finals import Finals, race_cost
-from evomerge.search.loop import Keeper, SearchLoop, nothing_kept
+from evomerge.search.floors import Floor
+from evomerge.search.loop import SearchLoop
 from evomerge.search.ownership import Ownership
 from evomerge.search.pool import Pool
 from evomerge.search.preparation import Preparation
+from evomerge.search.problem import Keeper, nothing_kept
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import make_sampler
 from evomerge.search.storage import StudyStore, distributions
@@ -41,6 +43,16 @@ class Problem:
 
     def recipe(self, genome: Mapping[str, float]) -> str:
         return decode(self.preparation.space, genome, self.preparation.num_layers)
+
+    @property
+    def floors(self) -> tuple[Floor, ...]:
+        return self.preparation.floors
+
+    def goals(self, scores: Scores) -> tuple[float, ...]:
+        prepared = self.preparation
+        if not prepared.space.several_goals:
+            return ()
+        return goals(scores, prepared.search_items.requests, plain_sum=prepared.space.plain_sum)
 
     @property
     def prunes(self) -> bool:

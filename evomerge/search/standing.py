@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +12,7 @@ from evomerge.search.records import TrialRecord, in_order
 if TYPE_CHECKING:
     from evomerge.evaluation import Scores
     from evomerge.evaluation.incumbent import Incumbent
+    from evomerge.search.floors import Floor
 
 GAIN_Z = 1.645
 """A new best is a gain when it is ahead of the last gain by so many standard errors."""
@@ -24,13 +26,19 @@ class Judged(Protocol):
         """How many items a trial is scored on."""
         ...
 
+    @property
+    def floors(self) -> tuple[Floor, ...]:
+        """What scores have to keep to."""
+        ...
+
     def incumbent(self, trial: int, fitness: float, scores: Scores) -> Incumbent | None:
         """The trial, item by item; None where its fitness is no sum over items."""
         ...
 
 
 class Standing:
-    """The incumbent: the fittest trial so far, of those whose fitness is a sum over items.
+    """The incumbent: the fittest trial so far, of those whose fitness is a sum over items and that
+    surely keep the floors: what is behind one that breaks them may yet win.
 
     What it knows of a trial is kept with the trial in the study, so that a study that goes on knows
     it too, to the last bit.
@@ -44,7 +52,8 @@ class Standing:
         self._problem = problem
         self._kept: dict[int, Mapping[str, Any]] = {}
         self._known: dict[int, Incumbent] = {}
-        self._best = float("-inf")
+        self._best = self._lead = (-math.inf, -math.inf)
+        self._trial: int | None = None
         self._gain: int | None = None
         self._since = 0
         for record in in_order(records):
@@ -54,7 +63,7 @@ class Standing:
     @property
     def trial(self) -> int | None:
         """The incumbent's number; None while there is none."""
-        return next(reversed(self._kept), None)
+        return self._trial
 
     @property
     def since(self) -> int:
@@ -73,18 +82,26 @@ class Standing:
             self._known = {trial: Incumbent.from_json(trial, kept)}
         return self._known[trial]
 
-    def facts(self, trial: int, fitness: float, scores: Scores) -> dict[str, Any]:
+    def facts(self, record: TrialRecord, scores: Scores) -> dict[str, Any]:
         """What is to be kept with a trial that was scored on all items, if it is the best now.
+
+        Args:
+            record: the trial, with its fitness, and its constraints where the floors are known.
+            scores: on all items.
 
         Returns:
             ``incumbent``, and ``gain`` where it is better than the last gain beyond noise: by more
             than :data:`GAIN_Z` standard errors of their paired difference, or by anything where
-            that is not known.
+            that is not known. While the floors are not, any may turn out to be the incumbent.
         """
-        if not fitness > self._best:
+        waiting = self._waits(record)
+        if not waiting and not _order(record) > self._best:
             return {}
-        incumbent = self._problem.incumbent(trial, fitness, scores)
+        keeps = record.violation == 0 and record.fitness is not None
+        incumbent = self._incumbent(record, scores) if keeps else None
         facts: dict[str, Any] = {} if incumbent is None else {"incumbent": incumbent.to_json()}
+        if waiting:
+            return facts
         last = self.of(self._gain)
         ahead = None if last is None else last.difference(scores)
         if ahead is None or ahead.value > GAIN_Z * ahead.noise:
@@ -94,10 +111,26 @@ class Standing:
     def count(self, record: TrialRecord) -> None:
         """A trial is finished."""
         if record.fitness is not None:
-            self._best = max(self._best, record.fitness)
+            self._best = max(self._best, _order(record))
         if record.incumbent is not None:
             self._kept[record.number] = record.incumbent
+            may = record.violation == 0 and not self._waits(record)
+            if may and _order(record) > self._lead:
+                self._trial, self._lead = record.number, _order(record)
         if record.kind != "baseline":
             self._since += cost(record, self._problem.items)
         if record.gain:
             self._gain, self._since = record.number, 0
+
+    def _waits(self, record: TrialRecord) -> bool:
+        """Whether nobody knows yet if it keeps the floors."""
+        return bool(self._problem.floors) and not record.constraints
+
+    def _incumbent(self, record: TrialRecord, scores: Scores) -> Incumbent | None:
+        assert record.fitness is not None  # for the type checker: it was scored
+        return self._problem.incumbent(record.number, record.fitness, scores)
+
+
+def _order(record: TrialRecord) -> tuple[float, float]:
+    """Sorts by what is lacking of the floors, then by fitness; the best is the greatest."""
+    return -record.violation, -math.inf if record.fitness is None else record.fitness

@@ -99,7 +99,7 @@ class StudyStore:
                     if not trial.state.is_finished()
                 }
                 tables = TrialTables(self.url, self._study_id, unfinished)
-            self._driven = DrivenStudy(trials, tables, self._sampler)
+            self._driven = DrivenStudy(trials, tables, self._sampler, len(self._study.directions))
         return self._driven
 
     def _forget(self) -> None:
@@ -177,7 +177,9 @@ class StudyStore:
             number: the trial's.
             fitness: the value to maximise, finite.
             facts: ``recipe``, ``scores``, ``seconds``, ``items``: what :class:`TrialRecord` keeps.
-                With ``estimate``, which is then the fitness, the trial was pruned.
+                With ``estimate``, which is then the fitness, the trial was pruned; ``values``
+                are the goals, where there are several, and ``constraints`` what the scores lack of
+                their floors.
 
         Raises:
             StudyError: the storage cannot be written.
@@ -194,6 +196,18 @@ class StudyStore:
         self._searched().note(number, **facts)
         self.save()
 
+    def constrain(self, constraints: Mapping[int, Mapping[str, float]]) -> None:
+        """Record what the scores of finished trials lack of floors that were not known then.
+
+        Args:
+            constraints: trial number → floor → what it lacks; 0 or less keeps it.
+
+        Raises:
+            StudyError: the storage cannot be written.
+        """
+        self._searched().constrain(constraints)
+        self.save()
+
     def fail(self, number: int, reason: str, **facts: Any) -> None:
         """Record a trial as failed, with its reason.
 
@@ -204,8 +218,13 @@ class StudyStore:
         self.save()
 
 
-def create_store(name: str, url: str) -> StudyStore:
+def create_store(name: str, url: str, goals: Sequence[str] = ("fitness",)) -> StudyStore:
     """Open a study for a search, creating it where there is none.
+
+    Args:
+        name: the study's.
+        url: the storage's.
+        goals: names of the numbers that a trial of a new study is told with, each to be maximised.
 
     Raises:
         StudyError: the storage cannot be opened or written.
@@ -215,10 +234,12 @@ def create_store(name: str, url: str) -> StudyStore:
         study = optuna.create_study(
             storage=storage,
             study_name=name,
-            direction="maximize",
+            directions=["maximize"] * len(goals),
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(seed=0),
         )
+        if len(goals) > 1 and study.metric_names is None and not study.get_trials(deepcopy=False):
+            study.set_metric_names(list(goals))
     return StudyStore(study, storage, url)
 
 

@@ -61,8 +61,12 @@ class TrialTables:
             trial.number: _kept(identity, trial) for identity, trial in unfinished.items()
         }
 
-    def write(self, trials: Sequence[FrozenTrial]) -> None:
+    def write(self, trials: Sequence[FrozenTrial], amended: Sequence[FrozenTrial] = ()) -> None:
         """Write what is new of these trials, all of it or nothing.
+
+        Args:
+            trials: those that were begun, told or noted.
+            amended: finished ones that were written before, and have got constraints since.
 
         Raises:
             StudyError: the study was changed by somebody else.
@@ -70,6 +74,8 @@ class TrialTables:
         """
         with self._engine.begin() as connection:
             kept = {trial.number: self._write(connection, trial) for trial in trials}
+            for trial in amended:
+                self._amend(connection, trial)
         self._kept.update(kept)
         for trial in trials:
             if trial.state.is_finished():
@@ -104,6 +110,15 @@ class TrialTables:
             rows = [{"trial_id": there.identity, **value} for value in values]
             connection.execute(insert(self._values), rows)
         return now
+
+    def _amend(self, connection: Connection, trial: FrozenTrial) -> None:
+        mine = (self._trials.c.study_id == self._study) & (self._trials.c.number == trial.number)
+        identity = connection.execute(select(self._trials.c.trial_id).where(mine)).scalar_one()
+        pairs = select(self._system.c.key, self._system.c.value_json)
+        rows = connection.execute(pairs.where(self._system.c.trial_id == identity))
+        before = {key: value for key, value in rows.all()}  # noqa: C416 (rows are no pairs)
+        now = _kept(identity, trial).system
+        _write_attributes(connection, self._system, identity, before, now)
 
     def _row(self, connection: Connection, trial: FrozenTrial) -> _Kept:
         """The trial's own row, written, and what there was of it before."""

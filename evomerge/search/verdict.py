@@ -9,14 +9,15 @@ from typing import Any
 from evomerge.evaluation import Comparison, Scores
 from evomerge.evaluation.paired import mcnemar
 from evomerge.search.finalists import MEAN, Decision, finished
-from evomerge.search.loop import summary
+from evomerge.search.keeping import FloorCheck
+from evomerge.search.problem import summary
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import BASELINE
 
 VERDICT = "verdict"
 """The study's fact."""
 
-WIN, LOSS, OPEN, KEPT = "win", "loss", "open", "kept"
+WIN, LOSS, OPEN, KEPT, BROKEN = "win", "loss", "open", "kept", "broken"
 
 FEWEST = 20
 """Held-out items below which nothing is called a win or a loss: the bootstrap's interval is too
@@ -76,7 +77,9 @@ class Verdict:
     Args:
         outcome: ``win`` (the intervals against all these baselines lie above 0), ``loss`` (the one
             against the best baseline lies below 0), ``open`` (neither, or there are fewer than
-            :data:`FEWEST` items) or ``kept`` (a baseline came out best, and is what is shipped).
+            :data:`FEWEST` items), ``kept`` (a baseline came out best, and is what is shipped) or
+            ``broken`` (it would be a win, but the winner clearly breaks a floor on these items, or
+            broke one on the search items and does not clearly keep all on these).
         winner: the best searched candidate, on the held-out items; what is shipped unless a
             baseline is.
         baseline: the best baseline by the items before, on the held-out items.
@@ -87,6 +90,8 @@ class Verdict:
         others: further baselines that might be the best one.
         p_value: of McNemar's test over all items; None unless all are right or wrong.
         after: how many trials were finished then; None where an earlier version judged.
+        floors: how what is shipped stands to its floors on the held-out items.
+        unbound: whether the best baseline breaks a floor on the search items, as all of them do.
     """
 
     outcome: str
@@ -100,6 +105,8 @@ class Verdict:
     others: tuple[Rival, ...] = ()
     p_value: float | None = None
     after: int | None = None
+    floors: tuple[FloorCheck, ...] = ()
+    unbound: bool = False
 
     @property
     def luck(self) -> float:
@@ -125,6 +132,7 @@ class Verdict:
                 "baseline": Finalist(**data["baseline"]),
                 "tasks": tuple(data["tasks"]),
                 "others": tuple(others),
+                "floors": tuple(FloorCheck(**one) for one in data.get("floors", ())),
             }
         )
 
@@ -163,6 +171,7 @@ def judge(
     *,
     kept: bool = False,
     after: int | None = None,
+    floors: tuple[FloorCheck, ...] = (),
 ) -> Verdict:
     """Compare the winner with the baselines on the held-out items.
 
@@ -177,6 +186,7 @@ def judge(
         items: how many held-out items there are.
         kept: the first baseline is what is shipped.
         after: how many trials are finished.
+        floors: how what is shipped stands to them there.
     """
     first, *rest = baselines
     comparison = compare(first[1], winner[1], 0.95)
@@ -186,6 +196,9 @@ def judge(
         rival = _finalist(record, scores, fitness)
         others.append(Rival(rival, against.difference, against.low, against.high))
     outcome = OPEN if items < FEWEST else _outcome(comparison, others)
+    sure = all(floor.sure for floor in floors)
+    if outcome == WIN and (any(f.broken for f in floors) or (winner[0].violation > 0 and not sure)):
+        outcome = BROKEN
     binary = all(task.p_value is not None for task in comparison.tasks)
     return Verdict(
         outcome=KEPT if kept else outcome,
@@ -199,6 +212,8 @@ def judge(
         others=tuple(others),
         p_value=mcnemar(comparison.wins, comparison.losses) if binary else None,
         after=after,
+        floors=floors,
+        unbound=first[0].violation > 0,
     )
 
 

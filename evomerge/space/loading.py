@@ -20,6 +20,7 @@ from evomerge.errors import EvomergeWarning, Fault, SpaceError
 from evomerge.space.draft import Draft
 from evomerge.space.evolve import is_evolve, translate
 from evomerge.space.model import SearchSpace
+from evomerge.space.objectives import fill_sampler
 from evomerge.space.origin import Origin
 from evomerge.space.searching import unread_settings
 from evomerge.space.stage import Stage
@@ -90,6 +91,7 @@ def _draft(document: Document, file: Path, made: set[str]) -> Draft:
         for key in ("source", "stages"):
             if key in draft.data:
                 draft.faults.append(((key,), "is refused: it is what the file itself says"))
+        fill_sampler(draft.data)
         draft.faults += unread_settings(draft.data.get("search"))
     draft.drop_base()
     draft.data["source"] = file

@@ -24,6 +24,7 @@ _MERGE = {
 _WHOLE = {
     *_MERGE,
     "tasks",
+    "objective",
     "holdout",
     "apply_chat_template",
     "fewshot_as_multiturn",

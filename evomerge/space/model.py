@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import StrictBool, StrictStr
 
@@ -16,6 +16,7 @@ from evomerge.space.decoding import check_genome, decode_stage
 from evomerge.space.encoding import encode_weights, plain_genome
 from evomerge.space.genes import Gene, count_groups, find_genes
 from evomerge.space.meaning import changes_between, digest_of, meaning_of
+from evomerge.space.objectives import PARETO, objective_conflicts
 from evomerge.space.resources import ResourceSpec
 from evomerge.space.searching import unfit_layers
 from evomerge.space.specs import (
@@ -37,6 +38,8 @@ class SearchSpace(Stage):
 
     Args:
         tasks: what is scored.
+        objective: ``weighted`` is one fitness, the tasks' weighted mean; ``pareto`` makes a goal of
+            each task whose weight is not 0.
         holdout: the items to hold out; None is whatever the search leaves.
         finals: how the best candidates are raced at the end.
         search: how.
@@ -55,6 +58,7 @@ class SearchSpace(Stage):
     hidden: ClassVar[tuple[str, ...]] = ("source", "stages")
 
     tasks: Annotated[tuple[TaskSpec, ...], NotEmpty]
+    objective: Literal["weighted", "pareto"] = "weighted"
     holdout: HoldoutSpec | None = None
     finals: FinalsSpec = FinalsSpec()
     search: SearchSettings = SearchSettings()
@@ -74,6 +78,7 @@ class SearchSpace(Stage):
         yield from super().conflicts(fields)
         yield from task_conflicts(fields)
         yield from unfit_layers(fields)
+        yield from objective_conflicts(fields)
         stages = [dict(stage) for stage in fields.get("stages", ())]
         hints = [constant(one) for one in (*stages, fields)]
         if all(hints):
@@ -88,6 +93,11 @@ class SearchSpace(Stage):
         if self._origin is not None:
             return self._origin.fault(path, problem)
         return Fault(f"{self.source}: {key_name(path)}", problem)
+
+    @property
+    def several_goals(self) -> bool:
+        """Whether each task is a goal of its own."""
+        return self.objective == PARETO
 
     @property
     def every_stage(self) -> tuple[tuple[str, Stage], ...]:

@@ -32,6 +32,7 @@ from evomerge.space.fields import (
     TSetting,
     WeightSetting,
 )
+from evomerge.space.limits import LimitSetting
 from evomerge.space.methods import SWITCHES, field_of, method_problem
 from evomerge.space.settings import Common, PerModel, Range
 from evomerge.space.strict import Conflict, Strict
@@ -227,6 +228,10 @@ class TaskSpec(Strict):
         split: whose documents the search sees. ``auto`` is the validation split, else the training
             split, of a task that is evaluated on another, unless a ``holdout_task`` is named; held-
             out items are of the split that lm-eval evaluates on, which ``evaluation`` names.
+        min_: (``min`` in YAML) what the metric has to reach, absolute or relative to the base model
+            (``base - 0.02``) or to the best fine-tuned model in this task (``best``); candidates
+            that reach it come before all that do not.
+        max_: (``max``) what it must not exceed; for metrics that are to be low.
     """
 
     task: Text
@@ -237,9 +242,13 @@ class TaskSpec(Strict):
     holdout_task: Text | None = None
     order: Literal["random", "first", "balanced"] = "random"
     split: Literal["auto", "train", "validation", "test", "evaluation"] = "auto"
+    min_: LimitSetting | None = Field(default=None, alias="min")
+    max_: LimitSetting | None = Field(default=None, alias="max")
 
     @classmethod
     def conflicts(cls, fields: Mapping[str, Any]) -> Iterator[Conflict]:
+        if fields.get("min_") is not None and fields.get("max_") is not None:
+            yield ("max",), "min is given too; a metric that is to be high has min, others max"
         if fields.get("order") == "balanced" and fields.get("items") is None:
             yield ("order",), "'balanced' chooses so many items: say how many (items: 100)"
 
@@ -288,7 +297,8 @@ class SearchSettings(Strict):
 
     Args:
         sampler: who proposes the candidates; ``ascent`` climbs along the slope of a smooth fitness
-            first, where there is one, and is ``cmaes`` then.
+            first, where there is one, and is ``cmaes`` then. With several goals a space's file that
+            names none has ``nsga2``.
         seed: of the sampler and of the choice of items.
         n_startup_trials, multivariate, constant_liar, deterministic_objective, mutation_prob,
         crossover_prob: settings of Optuna's samplers, by its names; None is its default (of

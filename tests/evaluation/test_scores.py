@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from evomerge.errors import TaskError
-from evomerge.evaluation import MetricName, Scores, TaskRequest, TaskScore, Value, fitness
+from evomerge.evaluation import MetricName, Scores, TaskRequest, TaskScore, Value, fitness, goals
 
 ACC = MetricName("acc", "none")
 PPL = MetricName("perplexity", "none")
@@ -93,6 +94,19 @@ def test_fitness_is_the_weighted_mean_and_larger_is_better() -> None:
     assert fitness(scores, against) == pytest.approx(-0.8)
     with pytest.raises(TaskError, match="every weight is 0"):
         fitness(scores, [TaskRequest("a", ACC, weight=0.0)])
+
+
+def test_goals_are_what_each_request_adds_but_for_its_weights_size() -> None:
+    scores = Scores(
+        one_task("a", acc=Value(0.8)).tasks
+        | one_task("b", perplexity=Value(5.0, higher_is_better=False)).tasks
+    )
+    up, down = TaskRequest("a", ACC, weight=3.0), TaskRequest("b", PPL, weight=0.5)
+    assert goals(scores, [up, down]) == (0.8, -5.0)
+    assert goals(scores, [up, down], plain_sum=True) == (0.8, 5.0)
+    against = [replace(up, weight=-2.0), replace(down, weight=-1.0), replace(up, weight=0.0)]
+    assert goals(scores, against) == (-0.8, 5.0), "one without a weight is no goal"
+    assert goals(scores, against, plain_sum=True) == (-0.8, -5.0)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 9)), min_size=1, max_size=5))

@@ -9,8 +9,9 @@ import pytest
 
 from evomerge.evaluation import MetricName, Scores, TaskRequest, TaskScore, Value, compare, fitness
 from evomerge.report import verdict_words
+from evomerge.search.keeping import FloorCheck
 from evomerge.search.records import TrialRecord
-from evomerge.search.verdict import KEPT, LOSS, OPEN, WIN, Verdict, judge
+from evomerge.search.verdict import BROKEN, KEPT, LOSS, OPEN, WIN, Verdict, judge
 
 ACC = MetricName("acc", "none")
 REQUESTS = (TaskRequest("skill", ACC),)
@@ -104,6 +105,50 @@ def test_a_baseline_that_came_out_best_is_kept() -> None:
     assert verdict_words(found).startswith(
         "The search found nothing better than the baseline (uniform, trial 5), which is kept."
     )
+
+
+def test_a_win_that_does_not_keep_its_floors_is_none() -> None:
+    searched = TrialRecord(17, "search", "complete", fitness=0.9)
+    plain = TrialRecord(5, "baseline", "complete", fitness=0.6, label="uniform")
+    broken = FloorCheck("skill acc >= 0.8", 0.75, 0.8, -0.05, -0.08, -0.02)
+    unsure = FloorCheck("skill acc >= base", 0.75, 0.74, 0.01, -0.02, 0.04)
+
+    def outcome(winner: TrialRecord, baseline: TrialRecord, *floors: FloorCheck) -> Verdict:
+        return judge(
+            (winner, scores(300)),
+            [(baseline, scores(200))],
+            lambda a, b, confidence: compare(a, b, REQUESTS, confidence=confidence),
+            lambda s: fitness(s, REQUESTS),
+            400,
+            floors=floors,
+        )
+
+    assert outcome(searched, plain, unsure).outcome == WIN
+    found = outcome(searched, plain, unsure, broken)
+    assert found.outcome == BROKEN
+    assert Verdict.from_json(found.to_json()) == found
+    words = verdict_words(found)
+    assert words.startswith("No win: the searched recipe is better on items that the search never")
+    assert "does not keep its floors" in words
+    assert (
+        "Floors on the held-out items: skill acc >= base: not sure (0.7500 against 0.7400, a margin"
+        " of +0.0100, 95 % interval -0.0200 to +0.0400); skill acc >= 0.8: broken"
+    ) in words
+    lacking = {"skill acc >= base": 0.1}
+    assert outcome(replace(searched, constraints=lacking), plain, unsure).outcome == BROKEN
+    sure = replace(unsure, low=0.001)
+    unbound = outcome(replace(searched, constraints=lacking), plain, sure)
+    assert unbound.outcome == WIN, "it broke them by bad luck"
+    assert "No baseline keeps" not in verdict_words(unbound)
+    loose = outcome(searched, replace(plain, constraints=lacking), sure)
+    assert "No baseline keeps all the floors on the search items." in verdict_words(loose)
+
+
+def test_a_loss_against_a_baseline_that_breaks_the_floors_recommends_nothing() -> None:
+    found = replace(verdict(200, 300), unbound=True)
+    assert found.outcome == LOSS
+    assert "uniform, trial 5), which does not keep the floors." in verdict_words(found)
+    assert "Use the baseline" not in verdict_words(found)
 
 
 def test_a_handful_of_items_is_never_a_win() -> None:

@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from evomerge.errors import TrialError
 from evomerge.evaluation import MetricName, Scores, TaskScore, Value
 from evomerge.evaluation.incumbent import Incumbent
+from evomerge.search.floors import Floor
 from evomerge.search.pool import Job, Outcome
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.sampler import make_sampler
@@ -34,6 +35,10 @@ class AnalyticProblem:
         return yaml.safe_dump(dict(genome))
 
     prunes = False
+    floors: tuple[Floor, ...] = ()
+
+    def goals(self, scores: Scores) -> tuple[float, ...]:
+        return ()
 
     def incumbent(self, trial: int, fitness: float, scores: Scores) -> Incumbent | None:
         return None

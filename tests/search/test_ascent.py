@@ -12,15 +12,17 @@ import pytest
 import yaml
 
 from evomerge.errors import TrialError
-from evomerge.search.ascent import APART, DEPTH, LAST, LEGS
+from evomerge.search.ascent import APART, ASTRAY, DEPTH, LAST, LEGS
 from evomerge.search.budget import Budget
 from evomerge.search.climbing import HALVED, STEP, Place, Walk, steps_of_leg, walk
 from evomerge.search.finalists import best_climbed
+from evomerge.search.floors import Floor
 from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, LocalPool, Outcome
 from evomerge.search.records import PlannedBaseline, TrialRecord
 from evomerge.search.sampler import make_sampler
 from evomerge.search.storage import StudyStore, create_store
+from evomerge.space.limits import Limit
 from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store
 from tests.search.landscapes import Objective, run_generations, sphere
 
@@ -285,3 +287,23 @@ def test_a_leg_fails_where_a_slope_cannot_be_had() -> None:
 @pytest.mark.parametrize(("items", "steps"), [(1, 4), (400, 4), (800, 8), (5000, 16)])
 def test_a_leg_s_steps(items: int, steps: int) -> None:
     assert steps_of_leg(items) == steps
+
+
+def test_a_climb_that_only_breaks_floors_is_given_up(tmp_path: Path) -> None:
+    """Its slopes lead out of the floor; CMA-ES goes on from the best point that keeps it."""
+
+    class Fenced(AnalyticProblem):
+        floors = (Floor(0, "landscape", "acc", Limit(0.6), upper=True),)
+
+    def kept(records: list[TrialRecord]) -> list[bool]:
+        return [record.violation == 0 for record in records]
+
+    free = searched(tmp_path / "free.db", AnalyticProblem(), Climbing(ridge), 50)
+    fenced = searched(tmp_path / "fenced.db", Fenced(), Climbing(ridge), 50)
+    legs = [record.number for record in fenced if record.leg is not None]
+    assert len(legs) < sum(record.leg is not None for record in free)
+    assert kept(fenced)[legs[-ASTRAY] : legs[-1] + 1] == [False] * ASTRAY
+    assert sum(kept(fenced)[legs[-1] + 2 :]) > 10
+    parts = searched(tmp_path / "parts.db", Fenced(), Climbing(ridge), 9)
+    parts = searched(tmp_path / "parts.db", Fenced(), Climbing(ridge), 50)
+    assert [record.genome for record in parts] == [record.genome for record in fenced]

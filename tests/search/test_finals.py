@@ -15,6 +15,7 @@ from evomerge.search.finalists import (
     best_searched,
     decided,
     draws_masks,
+    entrants_of,
     under_seed,
 )
 from evomerge.search.race import Race, RoundResult
@@ -102,6 +103,36 @@ TRIALS = [
 def test_the_best_few_are_raced() -> None:
     assert [one.number for one in best_searched(TRIALS, 2)] == [3, 5], "6 is a twin, 4 was pruned"
     assert [one.number for one in best_baselines(TRIALS)] == [1, 2], "base is clearly behind"
+
+
+def lacking(number: int, fitness: float, lack: float, kind: str = "search") -> TrialRecord:
+    return trial(number, fitness, kind, constraints={"floor": lack}, label=f"label {number}")
+
+
+def test_what_breaks_a_floor_that_others_keep_is_not_raced() -> None:
+    trials = [
+        lacking(0, 0.60, 0.1, "baseline"),
+        lacking(1, 0.50, -0.1, "baseline"),
+        lacking(2, 0.70, 0.2),
+        lacking(3, 0.55, 0.0),
+        lacking(4, 0.52, -0.3),
+    ]
+    assert [one.number for one in entrants_of(trials, 6)] == [3, 4, 1]
+    found = decided(trials, {})
+    assert found is not None
+    assert (found.choice.number, [one.number for one in found.baselines]) == (3, [1])
+    unkept = decided([*trials[:1], *trials[2:]], {})
+    assert unkept is not None
+    assert [one.number for one in unkept.baselines] == [0], "it has to be beaten nevertheless"
+    assert [one.number for one in entrants_of([*trials[:1], *trials[2:]], 6)] == [3, 4]
+
+
+def test_where_no_trial_keeps_the_floors_the_least_broken_is_shipped_without_a_race() -> None:
+    trials = [lacking(0, 0.60, 0.3, "baseline"), lacking(1, 0.70, 0.2), lacking(2, 0.4, 0.1)]
+    assert [one.number for one in entrants_of(trials, 6)] == [2]
+    found = decided(trials, {})
+    assert found is not None
+    assert (found.choice.number, found.baselines[0].number) == (2, 0)
 
 
 def fact(rounds: list[RoundResult], **more: object) -> dict[str, object]:

@@ -11,8 +11,9 @@ import pytest
 
 from evomerge.errors import StudyError
 from evomerge.search.budget import Budget, Progress
-from evomerge.search.loop import HOPELESS, SearchError, SearchLoop
+from evomerge.search.loop import HOPELESS, SearchLoop
 from evomerge.search.pool import Job, LocalPool
+from evomerge.search.problem import SearchError
 from evomerge.search.records import TrialRecord
 from evomerge.search.storage import StudyStore
 from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store

@@ -44,6 +44,8 @@ OWN: dict[str, Any] = {
         {"task": "a", "metric": "acc", "weight": 1.0, "items": 5, "num_fewshot": 0,
          "holdout_task": "b", "order": "first", "split": "train"},
         "c",
+        {"task": "d", "min": "base - 0.1"},
+        {"task": "e", "weight": 0, "max": 0.5},
     ],
     "holdout": {"items": 3},
     "search": {"sampler": "cmaes", "seed": 1, "sigma": 0.3, "population": 4, "random_init": True,
@@ -59,6 +61,7 @@ OWN: dict[str, Any] = {
     "trust_remote_code": False,
     "confirm_unsafe": False,
     "plain_sum": False,
+    "objective": "weighted",
 }  # fmt: skip
 
 EVOLVE: dict[str, Any] = {
