@@ -35,6 +35,13 @@ IncludePath = Annotated[
     typer.Option(help="A folder of lm-eval task definitions; may be given several times."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Items = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Items that search and race may score in all; the held-out comparison is on top.",
+    ),
+]
 Backend = Annotated[
     str | None, typer.Option(help="What runs the merged models: hf, vllm; else the space's.")
 ]
@@ -94,13 +101,7 @@ def search(
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which no trial is started.")
     ] = None,
-    items: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Items that the study's trials may score in all; none starts once they are spent.",
-        ),
-    ] = None,
+    items: Items = None,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -154,12 +155,13 @@ def check(
         int | None, typer.Option(min=1, help="As for search: for the estimates.")
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="As for search: for the estimates.")] = 200,
+    items: Items = None,
     as_json: Json = False,
 ) -> None:
     """Check a space: models, shapes, vocabularies, tasks, genes, items, memory and time."""
     from evomerge.cli.checking import run_check
 
-    run_check(space, include_path or [], workers=workers, trials=trials, as_json=as_json)
+    run_check(space, include_path or [], workers, trials, items, as_json=as_json)
 
 
 @app.command()

@@ -20,19 +20,28 @@ from evomerge.cli.output import (
     tell_error,
     tell_note,
 )
+from evomerge.cli.planned import spending_words
 from evomerge.errors import InputError
 from evomerge.references import labels
 
 if TYPE_CHECKING:
     from evomerge.search.estimate import Estimate
     from evomerge.search.preparation import Preparation
+    from evomerge.search.spending import Spending
 
 
 def run_check(
-    space: Path, include_path: Sequence[Path], *, workers: int | None, trials: int, as_json: bool
+    space: Path,
+    include_path: Sequence[Path],
+    workers: int | None,
+    trials: int,
+    items: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Check, print, exit with 1 on any fault."""
     from evomerge.api import check, estimate_search, plan_search
+    from evomerge.search.spending import spending
 
     quiet_libraries()
     try:
@@ -45,13 +54,20 @@ def run_check(
             tell_error(problem)
         raise typer.Exit(1) from None
     limits, share = estimate_search(prepared, trials=trials, workers=workers)
+    plan = spending(prepared, items)
     if as_json:
-        print_json(_as_json(prepared, limits, share))
+        print_json(_as_json(prepared, limits, share, plan))
     else:
         _show(prepared, limits, share, trials)
+        say(spending_words(plan, items))
+        for note in prepared.notes:
+            tell_note(note, stdout)
+        stdout.print("[green]Everything fits.[/]")
 
 
-def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str, Any]:
+def _as_json(
+    prepared: Preparation, limits: Estimate, workers: int, plan: Spending
+) -> dict[str, Any]:
     held_out = prepared.holdout_items
     return {
         "ok": True,
@@ -74,6 +90,11 @@ def _as_json(prepared: Preparation, limits: Estimate, workers: int) -> dict[str,
             "search": len(prepared.search_items),
             "race": len(prepared.race_items or ()),
             "holdout": len(held_out or ()),
+        },
+        "at_most": {
+            "search_items": plan.search,
+            "race_items": plan.whole if plan.search is None else plan.race,
+            "holdout_items": plan.holdout,
         },
         "objective": prepared.space.objective,
         "goals": list(prepared.goals),
@@ -125,9 +146,6 @@ def _show(prepared: Preparation, limits: Estimate, workers: int, trials: int) ->
     )
     if prepared.residency is not None:
         say(capitalised(prepared.residency.message))
-    for note in prepared.notes:
-        tell_note(note, stdout)
-    stdout.print("[green]Everything fits.[/]")
 
 
 def _asked(prepared: Preparation) -> str:

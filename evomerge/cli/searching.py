@@ -27,6 +27,7 @@ from evomerge.cli.output import (
     tell_note,
     wrapping,
 )
+from evomerge.cli.planned import spending_words
 
 if TYPE_CHECKING:
     from evomerge.api import SearchResult
@@ -52,7 +53,7 @@ def run_search(space: Path, **options: Any) -> None:
 
     quiet_libraries()
     say("Checking models and tasks …", stderr)
-    display = Display()
+    display = Display(options.get("items"))
     try:
         with display:
             result = search(space, observer=display.observe, announce=display.announce, **options)
@@ -65,9 +66,14 @@ def run_search(space: Path, **options: Any) -> None:
 
 
 class Display:
-    """One line that is kept current, and a line for each trial that matters."""
+    """One line that is kept current, and a line for each trial that matters.
 
-    def __init__(self) -> None:
+    Args:
+        items: what ``--items`` says.
+    """
+
+    def __init__(self, items: int | None = None) -> None:
+        self._items = items
         self._live = Live(console=stderr, refresh_per_second=4, transient=True)
         self._best: int | None = None
         self._shown = False
@@ -81,6 +87,8 @@ class Display:
 
     def announce(self, prepared: Preparation, study: StudyReport) -> None:
         """Say what is about to be searched, and how far an earlier run came."""
+        from evomerge.search.spending import items_raced, spending
+
         for note in prepared.notes:
             tell_note(note)
         held_out, race, space = prepared.holdout_items, prepared.race_items, prepared.space
@@ -93,6 +101,9 @@ class Display:
             f"{size(prepared.worker_bytes)} of models per worker",
             stderr,
         )
+        plan = spending(prepared, self._items, raced=items_raced(study.facts))
+        if plan.whole or plan.holdout or self._items:
+            say(spending_words(plan, self._items), stderr)
         if prepared.residency is not None:
             say(capitalised(prepared.residency.message), stderr)
         done = sum(1 for trial in study.trials if trial.finished)
@@ -156,6 +167,8 @@ def close(result: SearchResult, storage: str | None = None, **options: Any) -> N
         say(raced)
     show_front(study)
     show_floors(study)
+    for note in outcome.notes:
+        tell_note(note, stdout)
     if outcome.verdict is not None:
         say(verdict_words(outcome.verdict))
     elif outcome.no_verdict is not None:

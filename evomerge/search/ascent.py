@@ -40,7 +40,7 @@ LAST = 8
 """The mean of the legs that hold the last so many steps stands for a climb."""
 
 APART = 0.2
-"""Climbs begin at points that differ by so much of a gene's range in some gene."""
+"""Baselines lie apart that differ by so much of a gene's range in some gene."""
 
 ASTRAY = 4
 """After so many legs in a row that begin where floors are broken, a climb is over."""
@@ -207,15 +207,20 @@ class AscentSampler(GeneSampler):
         return Place.start(start)
 
     def _starts(self, study: Any) -> list[np.ndarray]:
-        """Where climbs begin: the best baselines in the genome that lie apart, in shares."""
+        """Where climbs begin, in shares: half way between the best baseline in the genome and the
+        best of those that lie apart from it; then at the best itself.
+
+        A model alone is a bad start where signs are elected: the others are outvoted everywhere.
+        """
         known = [one for one in self._scored(study) if one.user_attrs.get(KIND) == BASELINE]
-        ranked = sorted(known, key=_fitness)
-        found: list[np.ndarray] = []
-        for genome in [one.params for one in ranked] or [self._fallback]:
-            share = (self._values(genome) - self._low) / (self._high - self._low)
-            if all(float(np.abs(share - other).max()) >= APART for other in found):
-                found.append(np.clip(share, 0.0, 1.0))
-        return found
+        genomes = [one.params for one in sorted(known, key=_fitness)] or [self._fallback]
+        points = [
+            np.clip((self._values(one) - self._low) / (self._high - self._low), 0.0, 1.0)
+            for one in genomes
+        ]
+        best = points[0]
+        apart = [one for one in points if float(np.abs(one - best).max()) >= APART]
+        return [(best + apart[0]) / 2, best] if apart else [best]
 
     def _after(self, study: Any) -> tuple[np.ndarray, list[Solution]]:
         """The fitter of the climbs' means, and what CMA-ES drew, in the order of arrival.

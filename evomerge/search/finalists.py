@@ -60,18 +60,15 @@ def best_searched(records: Sequence[TrialRecord], count: int) -> list[TrialRecor
     return list(found.values())
 
 
-def best_climbed(
-    records: Sequence[TrialRecord], besides: Sequence[TrialRecord]
-) -> list[TrialRecord]:
-    """The fittest trial of the climbs, the last one, and the means of their last steps.
+def best_climbed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The means of the climbs' last steps, their fittest trial, and the last one.
 
     They have adapted less to which items are answered rightly by luck than what came after them.
     """
     climb = [one for one in _ranked(records) if one.leg is not None]
     last = sorted(climb, key=lambda one: -one.number)[:1]
-    best = [*climb[:1], *(one for one in _ranked(records) if one.climbed is not None), *last]
-    taken = {one.recipe for one in besides}
-    return list({one.recipe: one for one in best if one.recipe not in taken}.values())
+    means = [one for one in _ranked(records) if one.climbed is not None]
+    return list({one.recipe: one for one in [*means, *climb[:1], *last]}.values())
 
 
 def best_baselines(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -86,7 +83,8 @@ def best_baselines(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def entrants_of(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """Who is raced, of the trials: so many searched ones, the climb's best, the best baselines.
+    """Who is raced, of the trials: so many searched ones, the climbs' best before all, and the best
+    baselines.
 
     None that breaks floors which another trial keeps. Where no trial keeps them, who breaks them
     the least is the best, and there is no race.
@@ -95,9 +93,10 @@ def entrants_of(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]
     if ranked and ranked[0].violation > 0:
         return ranked[:1]
     allowed = {one.number for one in ranked}
-    searched = best_searched(records, count)
+    several = [*best_climbed(records), *best_searched(records, count)]
+    searched = list({one.recipe or str(one.number): one for one in several}.values())[:count]
     baselines = [one for one in best_baselines(records) if one.number in allowed]
-    return [*searched, *best_climbed(records, searched), *baselines]
+    return [*searched, *baselines]
 
 
 def decided(

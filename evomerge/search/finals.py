@@ -12,7 +12,6 @@ from evomerge.recipe import read_recipes
 from evomerge.references import ModelReference
 from evomerge.search.finalists import (
     MEAN,
-    MOST_BASELINES,
     RACE,
     Decision,
     decided,
@@ -33,10 +32,13 @@ from evomerge.search.problem import Problem, summary
 from evomerge.search.race import Race, RoundResult
 from evomerge.search.records import TrialRecord, violation_of
 from evomerge.search.sampler import BASELINE
+from evomerge.search.spending import affordable, items_of_round, items_raced
 from evomerge.search.storage import StudyStore
 from evomerge.search.verdict import VERDICT, Verdict, judge, judged_baselines, known_verdict
 
 _RESAMPLES = 1000  # an error to drop out by need not be exact
+
+_MEAN_SHARE = 4  # times the search items must be left, that the mean is scored on them
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Conclusion:
     Args:
         choice: what is shipped; None while no trial has succeeded.
         verdict: the held-out comparison; None if there is none, for the reason in ``no_verdict``.
+        notes: what else the user should know.
     """
 
     choice: TrialRecord | None
     verdict: Verdict | None = None
     no_verdict: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Finals:
@@ -65,6 +69,7 @@ class Finals:
         store: its study, whose trials are finished.
         pool: gives the workers; not called when there is nothing left to do.
         waiting: is called now and then.
+        items: what the trials leave of the study's items, for all its races; None is no limit.
     """
 
     def __init__(
@@ -74,7 +79,9 @@ class Finals:
         store: StudyStore,
         pool: Callable[[], Pool],
         waiting: Callable[[], None],
+        items: int | None = None,
     ) -> None:
+        self._items = items
         self._prepared, self._store, self._waiting = prepared, store, waiting
         self._pool, self._problem = pool, problem
         self._records = store.records()
@@ -94,7 +101,8 @@ class Finals:
         if self._prepared.space.several_goals:
             return self._spread_out(decision.choice)
         verdict, reason = self._judge(decision)
-        return Conclusion(decision.choice, verdict, reason)
+        told = self._store.facts.get(RACE, {}).get("told", ())
+        return Conclusion(decision.choice, verdict, reason, tuple(told))
 
     def _race(self, items: ItemSet) -> None:
         spec = self._prepared.space.finals
@@ -102,30 +110,75 @@ class Finals:
             "after": finished(self._records),
             "of": [items.digest(), spec.candidates, spec.mask_seeds],
         }
-        known = self._store.facts.get(RACE, {})
+        facts = self._store.facts
+        known = facts.get(RACE, {})
         if {key: known.get(key) for key in terms} != terms:
-            known = {**terms, **self._begun(spec.candidates)}
-        if known["finished"]:
+            before = items_raced(facts)
+            known = {**terms, "before": before, **self._begun(spec.candidates, before)}
+        if known["finished"] and not known.get("short"):
+            self._store.remember(**{RACE: known})
             return
-        entrants = self._entrants(known)
-        race, cost, rounds = Race.from_json(known["race"]), known["items"], rounds_of(items)
+        self._run_rounds(known, rounds_of(items))
+
+    def _run_rounds(self, known: dict[str, Any], rounds: int) -> None:
+        """Go on with a race, and keep each of its rounds."""
+        entrants, race = self._entrants(known), Race.from_json(known["race"])
+        # What cut a round short stays told; a race that was stopped goes on.
+        told = known.get("told", [])
+        known = {**known, "told": told[:-1] if known.get("short") else told, "short": False}
         while len(race.rounds) < rounds and len(race.remaining) > 1:
+            more = len(race.rounds) + 1 < rounds
+            names = self._paid(race, entrants, known, more=more)
+            if len(names) < len(race.remaining):
+                known["told"] = [*known["told"], _shortage(race, rounds, len(names))]
+            if not names:
+                known["short"] = True
+                break
             part = f"race {len(race.rounds) + 1}/{rounds}"
-            result, scored = self._round(part, {name: entrants[name] for name in race.remaining})
-            cost += scored
+            result, scored = self._round(part, {name: entrants[name] for name in names})
+            known["items"] += scored
             if not result.fitness:
                 break
             race = replace(race, rounds=(*race.rounds, result))
-            known = {**known, "race": race.to_json(), "items": cost}
+            known = {**known, "finished": False, "race": race.to_json()}
             self._store.remember(**{RACE: known})
-        self._store.remember(**{RACE: {**known, "finished": True, "items": cost}})
+        self._store.remember(**{RACE: {**known, "finished": True}})
 
-    def _begun(self, candidates: int) -> dict[str, Any]:
+    def _left(self, raced: int) -> int | None:
+        """Items that may still be raced on."""
+        return None if self._items is None else max(0, self._items - raced)
+
+    def _paid(
+        self,
+        race: Race,
+        entrants: Mapping[str, TrialRecord],
+        known: Mapping[str, Any],
+        *,
+        more: bool,
+    ) -> tuple[str, ...]:
+        """Who runs the next round."""
+        assert self._prepared.race_items is not None  # for the type checker: there is a race
+        share = items_of_round(self._prepared.race_items)
+        costs = {name: share * self._runs(entrants[name]) for name in race.remaining}
+        baselines = {name for name in costs if entrants[name].kind == BASELINE}
+        left = self._left(known.get("before", 0) + known["items"])
+        return affordable(race, costs, left, baselines, more)
+
+    def _runs(self, record: TrialRecord) -> int:
+        """How often a finalist is scored on each item."""
+        drawn = draws_masks(record.recipe or "")
+        return self._prepared.space.finals.mask_seeds if drawn else 1
+
+    def _begun(self, candidates: int, raced: int) -> dict[str, Any]:
         """A race before its first round."""
         entrants = entrants_of(self._records, candidates)
         cost = 0
         mean: dict[str, Any] | None = None
-        genome = self._store.mean() if any(one.kind != BASELINE for one in entrants) else None
+        left = self._left(raced)
+        # Where little is left, the others need it.
+        paid = left is None or left > _MEAN_SHARE * self._problem.items
+        paid = paid and any(one.kind != BASELINE for one in entrants)
+        genome = self._store.mean() if paid else None
         recipe = self._problem.recipe(genome) if genome else None
         if genome and recipe and recipe not in [one.recipe for one in entrants]:
             outcome = self._score([Job(MEAN, recipe)])[MEAN]
@@ -156,11 +209,10 @@ class Finals:
 
     def _round(self, part: str, entrants: Mapping[str, TrialRecord]) -> tuple[RoundResult, int]:
         """Score the entrants on a round's items, under several seeds where they draw masks."""
-        seeds = self._prepared.space.finals.mask_seeds
         jobs, keys = [], {}
         for name, record in entrants.items():
             recipe = record.recipe or ""
-            keys[name] = [f"{name} {step}" for step in range(seeds if draws_masks(recipe) else 1)]
+            keys[name] = [f"{name} {step}" for step in range(self._runs(record))]
             jobs += [
                 Job(key, under_seed(recipe, step), part) for step, key in enumerate(keys[name])
             ]
@@ -287,12 +339,20 @@ class Finals:
         )
 
 
-def race_cost(prepared: Preparation, budget: int) -> int:
-    """How many items of a budget are left for the race: what it costs at most, or a quarter."""
-    if prepared.race_items is None:
-        return 0
-    spec, planned = prepared.space.finals, prepared.baselines
-    entrants = spec.candidates + 1 + min(len(planned), MOST_BASELINES)
-    masks = any(draws_masks(one.recipe) for one in planned)
-    runs = entrants * (spec.mask_seeds if masks else 1)
-    return min(runs * len(prepared.race_items) + len(prepared.search_items), budget // 4)
+def _shortage(race: Race, rounds: int, paid: int) -> str:
+    """That a round of the race could not be run, or not by all."""
+    step, several = len(race.rounds) + 1, len(race.remaining)
+    if paid:
+        return (
+            f"Of {several} finalists that were left, {paid} ran round {step} of {rounds} of the "
+            "race: what --items leaves pays for no more."
+        )
+    if step > 1:
+        return (
+            f"The race ended before round {step} of {rounds}: what --items leaves pays for no "
+            "more. A larger --items goes on."
+        )
+    return (
+        "No race: what --items leaves does not pay for two finalists on fresh items, so the best "
+        "score on the search items decides, which is partly luck. A larger --items goes on."
+    )

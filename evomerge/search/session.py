@@ -13,7 +13,7 @@ from evomerge.evaluation import Scores, fitness, goals
 from evomerge.evaluation.incumbent import Incumbent
 from evomerge.search.baselines import decode
 from evomerge.search.budget import Budget, Observer, Progress
-from evomerge.search.finals import Finals, race_cost
+from evomerge.search.finals import Finals
 from evomerge.search.floors import Floor
 from evomerge.search.loop import SearchLoop
 from evomerge.search.ownership import Ownership
@@ -22,6 +22,7 @@ from evomerge.search.preparation import Preparation
 from evomerge.search.problem import Keeper, nothing_kept
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import make_sampler
+from evomerge.search.spending import items_raced, spending
 from evomerge.search.storage import StudyStore, distributions
 from evomerge.search.verdict import Verdict
 from evomerge.space.searching import sampler_settings
@@ -79,6 +80,7 @@ class SearchOutcome:
         choice: what is shipped, a searched trial, the mean of the search or a baseline; before the
             end, the best so far.
         verdict: the held-out comparison; None if there is none, for the reason in ``no_verdict``.
+        notes: what else the user should know of the finals.
     """
 
     progress: Progress
@@ -86,6 +88,7 @@ class SearchOutcome:
     choice: TrialRecord | None = None
     verdict: Verdict | None = None
     no_verdict: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Session:
@@ -140,8 +143,8 @@ class Session:
             self._observer(record, progress)
 
         problem, budget = Problem(self._prepared), self._budget
-        if budget.items is not None:  # what the race will cost is left for it
-            budget = replace(budget, items=budget.items - race_cost(self._prepared, budget.items))
+        plan = spending(self._prepared, budget.items, raced=items_raced(self._store.facts))
+        budget = replace(budget, items=plan.search)  # what the race will cost is left for it
         loop = SearchLoop(self._store, problem, budget, observe, stop, self._keep)
         progress = loop.progress()
         if loop.has_work:
@@ -154,9 +157,12 @@ class Session:
         def waiting() -> None:
             observe(None, progress)
 
-        finals = Finals(self._prepared, problem, self._store, self.pool, waiting)
-        end = finals.run()
-        return SearchOutcome(progress, loop.ended, end.choice, end.verdict, end.no_verdict)
+        limit = self._budget.items
+        left = None if limit is None else limit - progress.items
+        end = Finals(self._prepared, problem, self._store, self.pool, waiting, left).run()
+        return SearchOutcome(
+            progress, loop.ended, end.choice, end.verdict, end.no_verdict, end.notes
+        )
 
     def pool(self) -> Pool:
         """The workers, started when they are first needed."""
