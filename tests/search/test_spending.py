@@ -97,8 +97,8 @@ def test_search_and_race_together_keep_to_the_items(
     masked: Preparation, store: StudyStore, run: Run
 ) -> None:
     """All ten finalists' race under three seeds would cost 1200 items."""
-    outcome, scored = run(masked, trials=None, items=20 * ITEMS)
-    assert scored["search"] == 15 * ITEMS, "a quarter is the race's"
+    outcome, scored = run(masked, trials=None, items=40 * ITEMS)
+    assert scored["search"] == 35 * ITEMS, "an eighth is the race's"
     assert 2 * 3 * ITEMS // 3 <= scored["race"] <= 5 * ITEMS
     assert scored["holdout"] > 0
     assert outcome.verdict is not None
@@ -111,15 +111,15 @@ def test_search_and_race_together_keep_to_the_items(
 def test_races_before_count_for_a_study_that_goes_on(
     masked: Preparation, store: StudyStore, run: Run
 ) -> None:
-    _, scored = run(masked, trials=None, items=20 * ITEMS)
-    first = scored["race"]
     _, scored = run(masked, trials=None, items=40 * ITEMS)
+    first = scored["race"]
+    _, scored = run(masked, trials=None, items=80 * ITEMS)
     assert scored["race"] > first
-    assert scored["search"] > 15 * ITEMS
-    assert scored["search"] + scored["race"] <= 40 * ITEMS
+    assert scored["search"] > 35 * ITEMS
+    assert scored["search"] + scored["race"] <= 80 * ITEMS
     assert items_raced(store.facts) == scored["race"]
     before = scored.copy()
-    _, scored = run(masked, trials=None, items=40 * ITEMS)
+    _, scored = run(masked, trials=None, items=80 * ITEMS)
     assert scored == before, "nothing is done twice"
 
 
@@ -155,10 +155,10 @@ def test_without_a_limit_the_race_costs_what_the_plan_says_at_most(
 
 def test_the_plan_of_a_budget(masked: Preparation) -> None:
     small, large = spending(masked, 20 * ITEMS), spending(masked, 1000 * ITEMS)
-    assert (small.search, small.race) == (15 * ITEMS, 5 * ITEMS)
+    assert (small.search, small.race) == (17.5 * ITEMS, 2.5 * ITEMS)
     assert (large.search, large.race) == (1000 * ITEMS - 31 * ITEMS, 31 * ITEMS)
     later = spending(masked, 20 * ITEMS, raced=100)
-    assert (later.search, later.race) == (15 * ITEMS - 100, 5 * ITEMS)
+    assert (later.search, later.race) == (17.5 * ITEMS - 100, 2.5 * ITEMS)
 
 
 def test_a_race_that_there_is_not_costs_nothing(masked: Preparation) -> None:
