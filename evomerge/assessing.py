@@ -191,7 +191,7 @@ def _finder(
 ) -> Callable[[], Scorable]:
     """Finds a model when it is called; with a wrong type or device that was told already."""
     from evomerge.merging import DTYPES
-    from evomerge.search.evaluator import open_model
+    from evomerge.search.single import open_model
 
     known = dtype if dtype in DTYPES else None
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from evomerge.errors import RecipeError
 from evomerge.merging import write_merge
-from evomerge.search.evaluator import open_model
+from evomerge.search.single import open_model
 from tests.merging.speakers import WORDS, blend, speaker
 
 MESSAGES = [

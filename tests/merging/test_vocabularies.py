@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from evomerge.errors import CheckpointError, EvomergeWarning, RecipeError
 from evomerge.merging import MergeEngine, StagedEngine, write_merge
 from evomerge.recipe import Recipe
-from evomerge.search.evaluator import open_model
+from evomerge.search.single import open_model
 from tests.merging.speakers import (
     EMBEDDING,
     HEAD,
