@@ -43,7 +43,8 @@ _FILES = ("best.yaml", "trials.csv", "items.scores", "heldout.json", "provenance
 _ENDS = {
     "patience": "The search stopped as nothing was gained beyond noise for as long as --patience "
     "bears; the same command with a larger one goes on.",
-    "exhausted": "The search stopped as the sampler drew only recipes that were scored before.",
+    "exhausted": "The search stopped as the sampler drew only recipes that were scored before: the "
+    "genes have no further effect; widen their ranges, or let more of them vary.",
 }
 
 

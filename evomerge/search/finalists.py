@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,8 +156,32 @@ def finished(records: Sequence[TrialRecord]) -> int:
 
 
 def draws_masks(recipe: str) -> bool:
-    """Whether a recipe's result depends on its mask seed."""
-    return any(one.draws_masks for one in read_recipes(recipe))
+    """Whether a recipe's result depends on its mask seed: at density 1 nothing is dropped."""
+    recipes = read_recipes(recipe)
+    return any(one.draws_masks and _least(one.to_mapping(), "density") < 1 for one in recipes)
+
+
+def _least(data: Any, key: str) -> float:
+    """The least number under a key, wherever it stands; 1 where it does not."""
+    if isinstance(data, Mapping):
+        found = [
+            min(_numbers(value), default=1.0) if name == key else _least(value, key)
+            for name, value in data.items()
+        ]
+    else:
+        found = [_least(one, key) for one in data] if isinstance(data, list | tuple) else []
+    return min(found, default=1.0)
+
+
+def _numbers(data: Any) -> Iterator[float]:
+    """All the numbers of a setting: one, a gradient's, those of its filters."""
+    if isinstance(data, Mapping):
+        yield from _numbers(data.get("value"))
+    elif isinstance(data, list | tuple):
+        for one in data:
+            yield from _numbers(one)
+    elif isinstance(data, int | float):
+        yield float(data)
 
 
 def under_seed(recipe: str, step: int) -> str:

@@ -180,6 +180,10 @@ def test_a_baseline_that_wins_the_race_is_shipped() -> None:
 def test_another_mask_seed_changes_nothing_else() -> None:
     assert draws_masks(DARE)
     assert not draws_masks(DARE.replace("dare_ties", "ties"))
+    assert not draws_masks(DARE.replace("0.5", "1.0")), "nothing is dropped"
+    assert not draws_masks(DARE.replace(", density: 0.5", "")), "1 by default"
+    assert draws_masks(DARE.replace("0.5", "[1.0, 0.9]"))
+    assert draws_masks(DARE.replace("0.5", "[{filter: mlp, value: 0.5}, {value: 1.0}]"))
     assert under_seed(DARE, 0) == DARE
     assert "mask_seed: 9" in under_seed(DARE, 2)
     assert under_seed(DARE, 2).replace("mask_seed: 9", "mask_seed: 8") == under_seed(DARE, 1)
