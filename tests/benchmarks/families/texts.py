@@ -22,6 +22,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.benchmarks.families import writing
+from tests.benchmarks.families.building import HELDOUT, folder_name, task, train
 from tests.benchmarks.families.training import Phase, teach
 
 KINDS = ("python", "header", "prose")
@@ -29,7 +31,34 @@ LENGTH, BATCH = 64, 64  # bytes in a row, rows in a batch
 CONTEXT, WORD, CHOICES = 32, 5, 4  # bytes before a cloze's word, its length, how many words
 _WORDS = re.compile(rf"(?<=[ (._])[A-Za-z_]{{{WORD}}}")
 PARTS = ("train", "search", "heldout")
+ITEMS, WRITTEN = 100, 300  # of each task: what a search takes, and from how many it draws
 _FILES, _BYTES = 400, 40_000  # of each kind at most, of each file at most
+
+
+def build_text(folder: Path) -> None:
+    """The family: a base that saw all kinds, a fine-tuned model of each."""
+    models = folder / "models"
+    base = models / "base"
+    train([(train_text, (KINDS, 1200, 3e-3, 81, None, base))])
+    train(
+        [
+            (train_text, ((kind,), 500, 1.5e-3, 82 + at, base, models / kind))
+            for at, kind in enumerate(KINDS)
+        ]
+    )
+    tasks = []
+    for kind in KINDS:
+        for part, number in ((writing.SEARCH, WRITTEN), (writing.HELDOUT, HELDOUT)):
+            for name, items, rolling in (
+                (f"{kind}_cloze", clozes(kind, part, number), False),
+                (f"{kind}_text", passages(kind, part, number), True),
+            ):
+                full = f"{folder_name(folder)}_{name}_{part}"
+                writing.write_task(folder / "tasks", full, items, rolling=rolling, gap="")
+        tasks.append(task(folder, f"{kind}_cloze", "acc", ITEMS))
+        tasks.append({**task(folder, f"{kind}_text", "bits_per_byte", ITEMS), "weight": 0.5})
+    genome = {"layers": {"groups": 2, "smooth": True}, "weight": [-0.3, 1.2]}
+    writing.write_space(folder, KINDS, tasks, genome)
 
 
 def _roots() -> dict[str, tuple[Path, str]]:
@@ -101,7 +130,9 @@ def train_text(
     if start is not None:
         model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
     encode = tokenizer()
-    texts = [torch.tensor(encode.encode(read(kind, "train").decode())) for kind in kinds]
+    texts = [
+        torch.tensor(encode.encode(read(kind, "train").decode(), verbose=False)) for kind in kinds
+    ]
     loss = teach(model, Phase((), steps, rate, warmup=50), _batches(texts, steps, seed))
     model.save_pretrained(out)
     encode.save_pretrained(out)
@@ -121,16 +152,22 @@ def _batches(texts: list[torch.Tensor], steps: int, seed: int) -> Iterator[Any]:
 
 
 def clozes(kind: str, part: str, number: int) -> list[dict[str, Any]]:
-    """Items that ask for the next word: the true one among words of the same files."""
+    """Items that ask for the next word's first letters, among those of other words of the files.
+
+    The wrong ones are drawn as often as they stand there, or how common a word is would tell.
+    """
     rng = random.Random(f"{kind} {part} cloze")
     text = read(kind, part).decode()
     found = [match.start() for match in _WORDS.finditer(text)]
-    words = sorted({text[place : place + WORD] for place in found})
+    words = [text[place : place + WORD] for place in found]
     places = _own([place for place in found if place >= CONTEXT], CONTEXT, WORD, kind, part, rng)
     items: list[dict[str, Any]] = []
     for place in itertools.islice(places, number):
         right = text[place : place + WORD]
-        wrong = rng.sample([word for word in words if word != right], CHOICES - 1)
+        wrong: list[str] = []
+        while len(wrong) < CHOICES - 1:
+            word = rng.choice(words)
+            wrong += [word] if word not in (right, *wrong) else []
         answer = rng.randrange(CHOICES)
         choices = [*wrong[:answer], right, *wrong[answer:]]
         items.append(
