@@ -84,6 +84,18 @@ def test_no_file_of_the_texts_serves_two_parts(kind: str) -> None:
     for item in items:
         assert item["prompt"] + item["choices"][item["answer"]] in text
         assert len(set(item["choices"])) == texts.CHOICES
+        assert len("".join(item["prompt"].split())) >= texts.CONTEXT / 2
+    answers = [item["answer"] for item in held_out]
+    assert set(answers) == set(range(texts.CHOICES))
+
+
+@pytest.mark.parametrize("kind", texts.KINDS)
+def test_how_common_a_choice_is_does_not_tell_that_it_is_right(kind: str) -> None:
+    seen = texts.read(kind, "train").decode()
+    items = texts.clozes(kind, "heldout", 150)
+    counts = [[seen.count(choice) for choice in item["choices"]] for item in items]
+    right = [c.index(max(c)) == item["answer"] for c, item in zip(counts, items, strict=True)]
+    assert sum(right) / len(right) < 0.4  # a guess among four is right in 0.25
 
 
 def test_what_killed_builds_left_is_removed_and_what_others_build_is_not(cache: Path) -> None:
