@@ -9,17 +9,14 @@ merging gains elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.families.quickstart import FOLDER as _QUICKSTART
-
-_HERE = Path(__file__).parent
-_IDLE = ("__init__.py", "__main__.py", "measuring.py")  # what does not change what is built
+from tests.benchmarks.families.keys import Origin
 
 
 @dataclass(frozen=True)
@@ -32,24 +29,28 @@ class Family:
         room: whether a recipe better than every baseline exists: whether one of the compared
             searches found one with 200 full trials, with one seed (of ``text``: a guess).
         make: builds it into a folder.
+        origin: all that decides what ``make`` builds.
     """
 
     name: str
     note: str
     room: bool
     make: Callable[[Path], None]
+    origin: Callable[[], Origin]
 
     @property
     def key(self) -> str:
-        """What tells this family, as its scripts are now, from others of its name."""
-        files = sorted([*_HERE.glob("*.py"), _QUICKSTART / "skills.py", _QUICKSTART / "train.py"])
-        code = b"".join(path.read_bytes() for path in files if path.name not in _IDLE)
-        return f"{self.name}-{hashlib.sha256(code).hexdigest()[:10]}"
+        """What tells this family, as it is built now, from others of its name."""
+        return f"{self.name}-{self.origin().digest()}"
 
     def build(self) -> Path:
-        """The space's file; trained and written first if it is not there yet."""
+        """The space's file; trained and written first if it is not there yet.
+
+        What killed builds left half done is removed before.
+        """
         folder = cache() / self.key
         if not folder.exists():
+            _sweep()
             half = folder.with_name(f".{folder.name}.{os.getpid()}")
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir(parents=True)
@@ -67,33 +68,61 @@ def cache() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "evomerge-bench"
 
 
-def _skilled(name: str) -> Callable[[Path], None]:
+def _sweep() -> None:
+    """Remove the folders of builds whose process is gone."""
+    for half in cache().glob(".*-*.*"):
+        process = half.name.rpartition(".")[2]
+        if not process.isdecimal():
+            continue
+        with suppress(PermissionError):  # alive, another user's
+            try:
+                os.kill(int(process), 0)
+            except (ProcessLookupError, OverflowError):
+                shutil.rmtree(half, ignore_errors=True)
+
+
+def _skilled(name: str, note: str, *, room: bool) -> Family:
+    """A family of :mod:`~tests.benchmarks.families.skilled`."""
+
     def make(folder: Path) -> None:
         from tests.benchmarks.families import building, skilled
 
-        building.build_skilled(getattr(skilled, name), folder)
+        building.build_skilled(getattr(skilled, name.upper()), folder)
 
-    return make
+    def origin() -> Origin:
+        from tests.benchmarks.families import keys, skilled
+
+        return keys.of_skilled(getattr(skilled, name.upper()))
+
+    return Family(name, note, room, make, origin)
 
 
-def _text(folder: Path) -> None:
-    from tests.benchmarks.families import building
+def _text() -> Family:
+    def make(folder: Path) -> None:
+        from tests.benchmarks.families import texts
 
-    building.build_text(folder)
+        texts.build_text(folder)
+
+    def origin() -> Origin:
+        from tests.benchmarks.families import keys
+
+        return keys.of_text()
+
+    note = "bytes of Python, C++ headers and documentation"
+    return Family("text", note, True, make, origin)
 
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
-        Family(
-            "conflict", "the quickstart's kind: unequal, conflicting", True, _skilled("CONFLICT")
-        ),
-        Family("harm", "one model was taught only wrong answers", True, _skilled("HARM")),
-        Family("large", "large task vectors", True, _skilled("LARGE")),
-        Family("many", "eight models with overlapping skills", True, _skilled("MANY")),
-        Family("layers", "each model is good in one half of its layers", True, _skilled("LAYERS")),
-        Family("masks", "dare_ties: weights and densities", True, _skilled("MASKS")),
-        Family("text", "bytes of Python, C++ headers and documentation", True, _text),
-        Family("null", "a good base and three models that only hurt", False, _skilled("NULL")),
+        _skilled("conflict", "the quickstart's kind: unequal, conflicting", room=True),
+        _skilled("harm", "one model was taught only wrong answers", room=True),
+        _skilled("large", "large task vectors", room=True),
+        _skilled("many", "eight models with overlapping skills", room=True),
+        _skilled("layers", "each model is good in one half of its layers", room=True),
+        _skilled("masks", "dare_ties: weights and densities", room=True),
+        _text(),
+        _skilled("null", "a good base and three models that only hurt", room=False),
+        _skilled("twins", "four models of the same questions, other seeds", room=False),
     )
 }

@@ -1,78 +1,61 @@
-"""What there is to win in a family: baselines, uniform blends and long searches, held out."""
+"""What there is to win in a family: the benchmark's baselines and long searches, held out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from evomerge import load_space
-from evomerge.evaluation import fitness
-from evomerge.search.baselines import decode
 from evomerge.search.cmaes import Replay
-from evomerge.search.pool import Job
-from evomerge.search.preparation import prepare
-
-SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
-
-
-class Measured:
-    """A family's space with its models loaded, on one core."""
-
-    def __init__(self, file: Path) -> None:
-        self.prepared = prepare(load_space(file))
-        self.evaluator = replace(self.prepared.plan, threads=1)()
-
-    def score(self, recipe: str, part: str) -> float:
-        items = self.prepared.search_items if part == "search" else self.prepared.holdout_items
-        assert items is not None
-        scores = self.evaluator.run(Job(0, recipe, part)).scores
-        assert scores is not None
-        return fitness(scores, items.requests, plain_sum=self.prepared.space.plain_sum)
-
-    def genome(self, values: Mapping[str, float]) -> str:
-        return decode(self.prepared.space, values, self.prepared.num_layers)
+from tests.benchmarks.searches.arena import Arena
 
 
 def measure(file: Path, trials: int, seeds: int) -> None:
-    """Print a table."""
-    family = Measured(file)
-    prepared = family.prepared
-    rows = [(b.label, b.recipe) for b in prepared.baselines]
-    for scale in SCALES:
-        weights = dict.fromkeys(prepared.space.labels.values(), scale)
-        genome = prepared.space.encode(prepared.num_layers, weights)
-        if genome is not None:
-            rows.append((f"uniform {scale:g}", family.genome(genome)))
-    began = time.perf_counter()
-    found = {name: (family.score(recipe, "search"), recipe) for name, recipe in rows}
-    each = (time.perf_counter() - began) / len(rows)
-    print(f"  {len(prepared.genes)} genes, {each * 1000:.0f} ms a trial")
-    for name, (value, recipe) in found.items():
-        print(f"  {name:14} {value:.4f} {family.score(recipe, 'holdout'):.4f}", flush=True)
-    best = max(found.values())[1]
-    start = next((b.genome for b in prepared.baselines if b.genome and b.recipe == best), None)
+    """Print the baselines, and what CMA-ES from the best of them finds in so many trials.
+
+    A search's difference is to the baseline that is best on its own search items, with its 95 %
+    interval over the held-out items; and to the one that is best on the held-out items, which
+    nobody could know.
+    """
+    arena = Arena(file, 0)
+    baselines = arena.baselines()
+    began = time.process_time()
+    found = {name: arena.fitness(recipe) for name, recipe in baselines.items()}
+    each = (time.process_time() - began) / len(found)
+    print(f"  {len(arena.genes)} genes, {arena.items} items, {each * 1000:.0f} ms a trial (CPU)")
+    held = {name: arena.held_out(recipe) for name, recipe in baselines.items()}
+    for name, value in found.items():
+        print(f"  {name:32} {value:.4f} {held[name]:.4f}", flush=True)
     for seed in range(seeds if trials else 0):
-        value, held = _long(family, start, trials, seed)
-        print(f"  CMA-ES, seed {seed}: {value:.4f} {held:.4f}", flush=True)
+        _tell_search(Arena(file, seed) if seed else arena, trials, max(held.values()))
 
 
-def _long(
-    family: Measured, start: Mapping[str, float] | None, trials: int, seed: int
-) -> tuple[float, float]:
-    genes = family.prepared.genes
-    low, high = (np.array([getattr(g, side) for g in genes]) for side in ("low", "high"))
-    middle = low + 0.5 * (high - low)
-    first = middle if start is None else np.array([start[g.name] for g in genes])
-    replay = Replay(low, high, sigma=0.25, seed=seed)
+def _tell_search(arena: Arena, trials: int, known: float) -> None:
+    recipe, value = _long(arena, trials)
+    one = arena.judge(recipe)
+    print(
+        f"  CMA-ES, seed {arena.seed}: {value:.4f} {one.held_out:.4f}; − {one.baseline}: "
+        f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f}); "
+        f"− the best held out: {one.held_out - known:+.4f}",
+        flush=True,
+    )
+
+
+def _long(arena: Arena, trials: int) -> tuple[str, float]:
+    """The fittest recipe of a search, and its search score."""
+    genes = arena.genes
+    low, high = (np.array([getattr(g, side) for g in genes.values()]) for side in ("low", "high"))
+    starts = [(arena.fitness(b.recipe), b.genome) for b in arena.prepared.baselines if b.genome]
+    genome = max(starts, key=lambda one: one[0])[1] if starts else None
+    start = (low + high) / 2 if genome is None else np.array([genome[name] for name in genes])
+    replay = Replay(low, high, sigma=0.25, seed=arena.seed)
     told: list[tuple[np.ndarray, float]] = []
+    best = ("", -np.inf)
     for draw in range(trials):
-        point = replay.ask(first, told, draw)
-        recipe = family.genome({g.name: float(v) for g, v in zip(genes, point, strict=True)})
-        told.append((point, -family.score(recipe, "search")))
-    point, value = min(told, key=lambda one: one[1])
-    recipe = family.genome({g.name: float(v) for g, v in zip(genes, point, strict=True)})
-    return -value, family.score(recipe, "holdout")
+        point = replay.ask(start, told, draw)
+        recipe = arena.recipe({name: float(v) for name, v in zip(genes, point, strict=True)})
+        value = arena.fitness(recipe)
+        told.append((point, -value))
+        best = max(best, (recipe, value), key=lambda one: one[1])
+    return best

@@ -110,3 +110,9 @@ NULL = Skilled(  # a good base and three models that were taught nothing but wro
     tuple(Run(f"noise{n}", (Phase(SKILLS, 60, 5e-4, junk=1.0),), 71 + n) for n in range(3)),
     {"layers": {"groups": 2, "smooth": True}, "weight": [0.0, 1.0]},
 )
+TWINS = Skilled(  # one mix of questions, other draws of it: nothing tells one model from another
+    base_run(8),
+    tuple(Run(f"twin{n}", (Phase(SKILLS, 600, 1e-3),), 91 + n) for n in range(4)),
+    # Without normalization a lambda of 1.1 would be better than 1, and the grid has none between.
+    {"layers": {"groups": 2, "smooth": True}, "weight": [0.0, 1.0], "normalize": True},
+)

@@ -22,14 +22,50 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.benchmarks.families import writing
+from tests.benchmarks.families.building import HELDOUT, folder_name, task, train
 from tests.benchmarks.families.training import Phase, teach
 
 KINDS = ("python", "header", "prose")
-LENGTH, BATCH = 64, 64  # bytes in a row, rows in a batch
-CONTEXT, WORD, CHOICES = 32, 5, 4  # bytes before a cloze's word, its length, how many words
-_WORDS = re.compile(rf"(?<=[ (._])[A-Za-z_]{{{WORD}}}")
+BASE_STEPS = 500  # few: what a kind is like is mostly for its fine-tuned model to learn
+TUNED = {"python": (600, 1.5e-3), "header": (300, 1e-3), "prose": (500, 1.5e-3)}  # steps, rate
+LENGTH, BATCH = 48, 64  # bytes in a row, rows in a batch
+CONTEXT, LETTERS, CHOICES = 16, 4, 4  # bytes before a cloze's gap, letters in it, its choices
+PASSAGE = 32  # bytes whose likelihood is measured
+_GAPS = re.compile(rf"(?<=[ (._][A-Za-z_])[A-Za-z_]{{{LETTERS}}}")  # after a word's first letter
 PARTS = ("train", "search", "heldout")
+ITEMS, WRITTEN = 100, 300  # of each task: what a search takes, and from how many it draws
 _FILES, _BYTES = 400, 40_000  # of each kind at most, of each file at most
+
+
+def build_text(folder: Path) -> None:
+    """The family: a base that saw all kinds, a fine-tuned model of each."""
+    models = folder / "models"
+    base = models / "base"
+    train([(train_text, (KINDS, BASE_STEPS, 3e-3, 81, None, base))])
+    train(
+        [
+            (train_text, ((kind,), *TUNED[kind], 82 + at, base, models / kind))
+            for at, kind in enumerate(KINDS)
+        ]
+    )
+    for part, number in ((writing.SEARCH, WRITTEN), (writing.HELDOUT, HELDOUT)):
+        for kind in KINDS:
+            _write(folder, f"{kind}_cloze_{part}", clozes(kind, part, number), rolling=False)
+        mixed = zip(
+            *(passages(kind, part, -(-number // len(KINDS))) for kind in KINDS), strict=True
+        )
+        every = [one for row in mixed for one in row][:number]
+        _write(folder, f"passages_{part}", every, rolling=True)
+    tasks = [task(folder, f"{kind}_cloze", "acc", ITEMS) for kind in KINDS]
+    tasks.append({**task(folder, "passages", "bits_per_byte", ITEMS), "weight": 0.5})
+    genome = {"layers": {"groups": 2, "smooth": True}, "weight": [-0.3, 1.2]}
+    writing.write_space(folder, KINDS, tasks, genome)
+
+
+def _write(folder: Path, name: str, items: list[dict[str, Any]], *, rolling: bool) -> None:
+    full = f"{folder_name(folder)}_{name}"
+    writing.write_task(folder / "tasks", full, items, rolling=rolling, gap="")
 
 
 def _roots() -> dict[str, tuple[Path, str]]:
@@ -74,12 +110,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model_config() -> LlamaConfig:
-    """A Llama of four layers and 0.2 million parameters."""
+    """A Llama of three layers and 0.16 million parameters."""
     return LlamaConfig(
         vocab_size=258,
         hidden_size=64,
         intermediate_size=160,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,
@@ -101,7 +137,9 @@ def train_text(
     if start is not None:
         model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
     encode = tokenizer()
-    texts = [torch.tensor(encode.encode(read(kind, "train").decode())) for kind in kinds]
+    texts = [
+        torch.tensor(encode.encode(read(kind, "train").decode(), verbose=False)) for kind in kinds
+    ]
     loss = teach(model, Phase((), steps, rate, warmup=50), _batches(texts, steps, seed))
     model.save_pretrained(out)
     encode.save_pretrained(out)
@@ -121,16 +159,22 @@ def _batches(texts: list[torch.Tensor], steps: int, seed: int) -> Iterator[Any]:
 
 
 def clozes(kind: str, part: str, number: int) -> list[dict[str, Any]]:
-    """Items that ask for the next word: the true one among words of the same files."""
+    """Items that ask how a word goes on after its first letter: like this one, or as others do.
+
+    The wrong letters are drawn as often as they stand there, or how common they are would tell.
+    """
     rng = random.Random(f"{kind} {part} cloze")
     text = read(kind, part).decode()
-    found = [match.start() for match in _WORDS.finditer(text)]
-    words = sorted({text[place : place + WORD] for place in found})
-    places = _own([place for place in found if place >= CONTEXT], CONTEXT, WORD, kind, part, rng)
+    gaps = [match.start() for match in _GAPS.finditer(text)]
+    places = _own([gap for gap in gaps if gap >= CONTEXT], CONTEXT, LETTERS, kind, part, rng)
     items: list[dict[str, Any]] = []
     for place in itertools.islice(places, number):
-        right = text[place : place + WORD]
-        wrong = rng.sample([word for word in words if word != right], CHOICES - 1)
+        right = text[place : place + LETTERS]
+        wrong: list[str] = []
+        while len(wrong) < CHOICES - 1:
+            other = rng.choice(gaps)
+            letters = text[other : other + LETTERS]
+            wrong += [letters] if letters not in (right, *wrong) else []
         answer = rng.randrange(CHOICES)
         choices = [*wrong[:answer], right, *wrong[answer:]]
         items.append(
@@ -140,11 +184,11 @@ def clozes(kind: str, part: str, number: int) -> list[dict[str, Any]]:
 
 
 def passages(kind: str, part: str, number: int) -> list[dict[str, Any]]:
-    """Items of 48 bytes of text, whose likelihood is measured."""
+    """Items of text, whose likelihood is measured."""
     rng = random.Random(f"{kind} {part} passage")
     text = read(kind, part).decode()
-    places = _own(range(0, len(text) - 48, 8), 0, 48, kind, part, rng)
-    return [{"text": text[place : place + 48]} for place in itertools.islice(places, number)]
+    places = _own(range(0, len(text) - PASSAGE, 8), 0, PASSAGE, kind, part, rng)
+    return [{"text": text[place : place + PASSAGE]} for place in itertools.islice(places, number)]
 
 
 def _own(
@@ -152,13 +196,14 @@ def _own(
 ) -> Iterator[int]:
     """The places in a drawn order whose surroundings stand in no other part and came only once.
 
-    Nor are they blank where the context ends: a tokenizer that puts nothing before it has none.
+    Nor is most of the context (of a passage: of the text) blank, as code is that is indented.
     """
     text, drawn = read(kind, part).decode(), set()
     others = [read(kind, other).decode() for other in PARTS if other != part]
     for place in rng.sample(places, len(places)):
         window = text[place - before : place + after]
-        blank = not text[place - before : place].strip() if before else not window.strip()
+        told = window[:before] or window
+        blank = 2 * len("".join(told.split())) < len(told)
         if blank or window in drawn or any(window in other for other in others):
             continue
         drawn.add(window)
