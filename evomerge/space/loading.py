@@ -22,7 +22,7 @@ from evomerge.space.evolve import is_evolve, translate
 from evomerge.space.model import SearchSpace
 from evomerge.space.objectives import fill_sampler
 from evomerge.space.origin import Origin
-from evomerge.space.searching import unread_settings
+from evomerge.space.searching import read_settings, unread_settings
 from evomerge.space.stage import Stage
 from evomerge.space.staging import check_stages
 
@@ -92,7 +92,9 @@ def _draft(document: Document, file: Path, made: set[str]) -> Draft:
             if key in draft.data:
                 draft.faults.append(((key,), "is refused: it is what the file itself says"))
         fill_sampler(draft.data)
-        draft.faults += unread_settings(draft.data.get("search"))
+        if "search" in draft.data:
+            draft.faults += unread_settings(draft.data["search"])
+            draft.data["search"] = read_settings(draft.data["search"])
     draft.drop_base()
     draft.data["source"] = file
     draft.data.setdefault("name", file.stem.lstrip(".") or "search")

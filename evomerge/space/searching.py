@@ -40,6 +40,16 @@ def unread_settings(search: Any) -> Iterator[Conflict]:
             yield ("search", key), problem + f"read by {', '.join(readers)}"
 
 
+def read_settings(search: Any) -> Any:
+    """A file's settings without those that its sampler does not read: their values are no matter.
+
+    Args:
+        search: what the file gives.
+    """
+    unread = {path[-1] for path, _ in unread_settings(search)}
+    return {key: search[key] for key in search if key not in unread} if unread else search
+
+
 def unfit_layers(fields: Mapping[str, Any]) -> Iterator[Conflict]:
     """``layers: auto`` of a space whose sampler cannot fit so many genes.
 

@@ -350,3 +350,14 @@ def test_settings_that_the_sampler_does_not_read_are_refused(write: Write, small
         "sigma: 0.2 has no effect: gp does not read it; sigma is read by cmaes, ascent",
         "multivariate: True has no effect: gp does not read it; multivariate is read by tpe",
     ]
+
+
+def test_a_setting_that_is_not_read_is_told_once_whatever_its_value(
+    write: Write, small: str
+) -> None:
+    text = small + "search: {sampler: tpe, mutation_prob: 3, population: many}\n"
+    assert [line.partition("search.")[2] for line in faults(write, text)] == [
+        "population: 'many' has no effect: tpe does not read it; population is read by cmaes, "
+        "ascent, nsga2",
+        "mutation_prob: 3 has no effect: tpe does not read it; mutation_prob is read by nsga2",
+    ]
