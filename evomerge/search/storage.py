@@ -6,6 +6,7 @@ stands in it, so that a study kept elsewhere (``--storage``) needs nothing else.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -306,6 +307,8 @@ def quiet() -> None:
     """Keep Optuna's own log lines out of our output."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    # All that this one says is that the GP is slower without greenlet, when it is imported.
+    logging.getLogger("optuna._gp.batched_lbfgsb").setLevel(logging.ERROR)
 
 
 def _storage(url: str) -> RDBStorage:

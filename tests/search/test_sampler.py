@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -276,3 +278,30 @@ def test_settings_reach_the_sampler(kind: str) -> None:
         return dict(study.ask(GENES).params)
 
     assert draw(values[0]) != draw(values[1])
+
+
+_WITHOUT_GREENLET = """
+import sys
+sys.modules["greenlet"] = None  # as where it is not installed
+import optuna
+from optuna.distributions import FloatDistribution
+from evomerge.search.sampler import make_sampler
+{quiet}
+genes = {{"weight/0": FloatDistribution(0.0, 1.0)}}
+sampler = make_sampler("gp", genes, {{"weight/0": 0.5}}, seed=0, settings={{"n_startup_trials": 1}})
+study = optuna.create_study(sampler=sampler)
+for value in (0.1, 0.2, 0.3):
+    study.tell(study.ask(genes), value)
+optuna.logging.get_logger("optuna.study").warning("another warning")
+"""
+
+
+def test_optunas_gp_says_nothing_of_a_package_that_only_makes_it_faster() -> None:
+    told = {}
+    for quiet in ("", "from evomerge.search.storage import quiet; quiet()"):
+        words = [sys.executable, "-c", _WITHOUT_GREENLET.format(quiet=quiet)]
+        run = subprocess.run(words, capture_output=True, text=True, check=True)
+        told[bool(quiet)] = run.stderr
+    assert "greenlet" in told[False], "Optuna says it no more: quiet() need not care"
+    assert "greenlet" not in told[True]
+    assert "another warning" in told[True], "all else is still told"
