@@ -154,9 +154,9 @@ def _race_counts(
     """How many documents of each leaf task the race takes; empty if one has none left."""
     total = sum(map(len, left.values()))
     if race_items is not None and not len(left) <= race_items <= total:
-        reason = f"{race_items} race items, but search and held-out items leave {total} documents"
+        reason = f"{race_items}, but search and held-out items leave {total} documents"
         problem = f"{reason}; write {len(left)} to {total}, or leave the key out"
-        raise TaskError.at(f"task {request.task}", problem)
+        raise TaskError.at(f"task {request.task}: race items", problem)
     if not all(left.values()):
         return {}
     most = sum(map(len, searched.values())) if race_items is None else race_items
@@ -258,10 +258,10 @@ def _holdout_counts(
         return dict(left)
     if not 1 <= wanted <= total:
         reason = (
-            f"{wanted} held-out items, but the search leaves {total} documents; write 1 to "
+            f"{wanted}, but the search leaves {total} documents; write 1 to "
             f"{total}, fewer search items, or name a holdout_task"
         )
-        raise TaskError.at(place, reason)
+        raise TaskError.at(f"{place}: held-out items", reason)
     _check_members(wanted, left, f"{place}: held-out items")
     return dict(zip(left, proportional(wanted, list(left.values())), strict=True))
 

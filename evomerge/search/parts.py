@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from evomerge.checkpoints import Checkpoint, MergedVocabulary
-from evomerge.errors import InputError
+from evomerge.errors import Fault, InputError
 from evomerge.evaluation import ItemSet
 from evomerge.search.evaluator import EvaluatorPlan, items_of
 from evomerge.search.gathering import Faults
@@ -16,6 +17,12 @@ ROUNDS = 3
 Parts = tuple[Any, ItemSet | None, ItemSet | None]
 """Searched on (None after a fault), held out, raced on."""
 
+AtKey = Callable[[tuple[str, ...], str], Fault]
+"""A fault at a key of the space."""
+
+_KEYS = {"held-out items": ("holdout", "items"), "race items": ("finals", "items")}
+"""What the evaluation room calls a number of items → the key that says it for all tasks."""
+
 
 def parts_of(
     plan: EvaluatorPlan,
@@ -23,6 +30,7 @@ def parts_of(
     base: Checkpoint,
     faults: Faults,
     notes: list[str],
+    at_key: AtKey,
     *,
     hold_out: bool,
     race: bool,
@@ -35,6 +43,7 @@ def parts_of(
         base: whose configuration they have.
         faults: what is wrong is added.
         notes: what the user should know is added.
+        at_key: names the keys of the space.
         hold_out, race: whether these parts are wanted.
     """
     tokenizer = faults.gather(vocabulary.tokenizer.load)
@@ -44,10 +53,19 @@ def parts_of(
     searched = faults.gather(items_of, plan, tokenizer, config, "search")
     held_out = raced = None
     if hold_out and searched is not None:
-        held_out = _held_out(plan, tokenizer, config, faults, notes)
+        held_out = _held_out(plan, tokenizer, config, faults, notes, at_key)
     if race and searched is not None:
-        raced = faults.gather(race_items, plan, tokenizer, config, notes)
+        try:
+            raced = race_items(plan, tokenizer, config, notes)
+        except InputError as problem:
+            faults.add([_at_its_key(fault, at_key) for fault in problem.faults], type(problem))
     return searched, held_out, raced
+
+
+def _at_its_key(fault: Fault, at_key: AtKey) -> Fault:
+    """A fault in a number of items that the space gives for all tasks, where it stands there."""
+    task, _, what = fault.place.rpartition(": ")
+    return at_key(_KEYS[what], f"{task}: {fault.problem}") if what in _KEYS else fault
 
 
 def race_items(
@@ -82,12 +100,19 @@ def rounds_of(items: ItemSet) -> int:
 
 
 def _held_out(
-    plan: EvaluatorPlan, tokenizer: Any, config: Any, faults: Faults, notes: list[str]
+    plan: EvaluatorPlan,
+    tokenizer: Any,
+    config: Any,
+    faults: Faults,
+    notes: list[str],
+    at_key: AtKey,
 ) -> ItemSet | None:
     try:
         return items_of(plan, tokenizer, config, "holdout")
     except InputError as problem:
-        if plan.holdout_items is not None or any(r.holdout_task for r in plan.requests):
+        if plan.holdout_items is not None:
+            faults.add([_at_its_key(fault, at_key) for fault in problem.faults], type(problem))
+        elif any(r.holdout_task for r in plan.requests):
             faults.add(problem.faults, type(problem))
         else:
             notes.append(

@@ -142,7 +142,14 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     notes += _left_out(space, planned)
     races = space.finals.candidates > 0 and not space.several_goals
     search_items, held_out, race_items = parts_of(
-        plan, target.vocabulary, base, faults, notes, hold_out=hold_out, race=hold_out and races
+        plan,
+        target.vocabulary,
+        base,
+        faults,
+        notes,
+        space.fault,
+        hold_out=hold_out,
+        race=hold_out and races,
     )
     faults.gather(check_items, space, (search_items, held_out, race_items))
     if search_items is not None and genes:

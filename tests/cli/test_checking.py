@@ -121,6 +121,27 @@ def test_tasks_metrics_and_items_are_refused_together(world: World) -> None:
     assert after == before
 
 
+def test_more_items_than_there_are_are_refused_at_their_keys(world: World) -> None:
+    tasks = [{"task": f"quickstart_{name}", "items": 290} for name in ("add", "most")]
+    space = world.space(tasks=tasks, finals={"items": 3000}, holdout={"items": 5})
+    lines = space.read_text().splitlines()
+    result = run("check", space)
+    assert result.exit_code == 1
+    for name in ("add", "most"):
+        line = lines.index("finals:") + 2
+        assert (
+            f"small.yaml:{line}: finals.items: task quickstart_{name}: 3000, but search and "
+            "held-out items leave 5 documents; write 1 to 5, or leave the key out"
+        ) in told(result)
+    space = world.space(tasks=tasks, finals=None, holdout={"items": 11})
+    line = space.read_text().splitlines().index("holdout:") + 2
+    result = run("check", space)
+    assert result.exit_code == 1
+    assert (
+        f"small.yaml:{line}: holdout.items: task quickstart_add: 11, but the search leaves 10"
+    ) in told(result)
+
+
 def test_models_of_another_shape_name_the_tensor(world: World) -> None:
     file = world.models / "most" / "model.safetensors"
     held = load_file(file)

@@ -193,7 +193,7 @@ def test_too_few_are_left_to_hold_out(build: Build, folder: TaskFolder) -> None:
     task = worlds.add_choices(folder, "choices", count=8)
     for request, holdout_items, expected in (
         (TaskRequest(task), None, "the search takes all 8 documents"),
-        (TaskRequest(task, items=6), 3, "3 held-out items, but the search leaves 2"),
+        (TaskRequest(task, items=6), 3, "held-out items: 3, but the search leaves 2"),
         (TaskRequest(task, items=0), None, "write at least 1"),
         (TaskRequest(task, holdout_task="choices2"), None, "is no task"),
     ):
@@ -341,7 +341,7 @@ def test_race_items_where_others_are_held_out_and_where_there_are_too_few() -> N
         "task", items=3, order="balanced", chosen=(("task", (1, 4, 7)),), holdout_task="other"
     )
     assert not {1, 4, 7} & set(choose_race({"task": 9}, chosen, Counts(5))["task"])
-    with pytest.raises(TaskError, match=r"11 race items, but .* leave 10 documents; write 1 to 10"):
+    with pytest.raises(TaskError, match=r"race items: 11, but .* leave 10 documents; write 1 to 10"):
         choose_race({"task": 30}, elsewhere, Counts(1000, 11))
 
 
