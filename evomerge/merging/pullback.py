@@ -87,8 +87,11 @@ class Pullback:
             mine = place.view(self._gradient[place.parameter])
             base, tensors = engine.inputs(spec)
             assert base is not None  # for the type checker: the method has one
+            # As they are stored they are carried faster than their float32 difference would be.
+            there = _meeting(mine, base)
+            mine, base = mine.to(there), base.to(there).float()
             for number, tensor in enumerate(tensors):
-                found[spec.name, number] = _dot(mine, tensor.float() - base.float())
+                found[spec.name, number] = _dot(mine, tensor.to(there).float() - base)
         return found
 
     def touched(
@@ -134,5 +137,11 @@ def _exact(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _dot(gradient: torch.Tensor, change: torch.Tensor) -> float:
-    product = gradient * change.to(gradient.device)
+    there = _meeting(gradient, change)
+    product = gradient.to(there) * change.to(there)
     return float(product.sum(dtype=torch.float64))
+
+
+def _meeting(one: torch.Tensor, other: torch.Tensor) -> torch.device:
+    """Where two tensors are multiplied: on an accelerator, if either of them lies there."""
+    return other.device if one.device.type == "cpu" else one.device

@@ -18,6 +18,7 @@ import numpy as np
 from evomerge.errors import TrialError
 from evomerge.evaluation import context_length
 from evomerge.evaluation.slopes.gradients import Gradients
+from evomerge.evaluation.slopes.memory import Limits
 from evomerge.evaluation.slopes.questions import cut, smooth_fitness
 from evomerge.merging import Pullback, StagedEngine
 from evomerge.merging.adding import Term, coefficients
@@ -179,8 +180,9 @@ class Slopes:
         if not fitness.questions:
             reason = "; ".join(told) or "every weight is 0"
             raise TrialError(f"the fitness has no slope: {reason}")
+        limits = Limits.of(model, device)
         self._gradients = [
-            Gradients(model, block, device=device, tree=tree)
+            Gradients(model, block, device=device, tree=tree, limits=limits)
             for block in cut(fitness.questions, blocks, items.requests[0].seed)
         ]
         self.blocks, self.ranges = len(self._gradients), neighbourhood.ranges

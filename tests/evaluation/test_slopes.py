@@ -13,6 +13,7 @@ import torch
 from evomerge.errors import TrialError
 from evomerge.evaluation import ItemSet, MetricName, Scorer, Setting, TaskRequest, build_items
 from evomerge.evaluation.slopes.gradients import Gradient, Gradients
+from evomerge.evaluation.slopes.memory import Limits, has_room
 from evomerge.evaluation.slopes.questions import SHARPNESS, SmoothFitness, cut, smooth_fitness
 from tests.evaluation import worlds
 from tests.evaluation.test_equality import LENGTH
@@ -119,7 +120,7 @@ def test_its_gradient_is_the_limit_of_differences(
     make = worlds.make_model if kind == "llama" else worlds.make_gpt2
     model = make(tokenizer).double()
     fitness = smoothed(items, tokenizer)
-    found = gradient_of(model, fitness, tree=kind == "llama", batch_tokens=400)
+    found = gradient_of(model, fitness, tree=kind == "llama", limits=Limits(400))
     draw = torch.Generator().manual_seed(0)
     for _ in range(3):
         way = {n: torch.randn(p.shape, generator=draw) for n, p in model.named_parameters()}
@@ -149,9 +150,9 @@ def test_nothing_of_it_is_left_in_the_model(model: Any, tokenizer: Any, items: I
 
 def test_batches_and_ways_agree(model: Any, tokenizer: Any, items: ItemSet) -> None:
     fitness = smoothed(items, tokenizer)
-    whole = gradient_of(model, fitness, batch_tokens=10**6)
+    whole = gradient_of(model, fitness, limits=Limits(10**6))
     assert whole.parameters.keys() == {name for name, _ in model.named_parameters()}
-    for options in ({"batch_tokens": 40}, {"tree": True}, {"tree": True, "batch_tokens": 60}):
+    for options in ({"limits": Limits(40)}, {"tree": True}, {"tree": True, "limits": Limits(60)}):
         other = gradient_of(model, fitness, **options)
         for name, one in whole.parameters.items():
             assert float((one - other.parameters[name]).norm()) <= 1e-4 * float(one.norm())
@@ -164,7 +165,7 @@ def test_halves_are_summed_in_float32(
     """A batch per item: sums in the model's own type would lose most of the small terms."""
     half = model.to(dtype)
     fitness = smoothed(items, tokenizer)
-    found = gradient_of(half, fitness, batch_tokens=1)
+    found = gradient_of(half, fitness, limits=Limits(1))
     exact = gradient_of(copy.deepcopy(half).float(), fitness)
     assert found.value == pytest.approx(exact.value, rel=0.02)
     for name, one in exact.parameters.items():
@@ -183,18 +184,50 @@ def test_batches_that_do_not_fit_are_halved(model: Any, tokenizer: Any, items: I
             raise torch.OutOfMemoryError("out of memory")
 
     model.register_forward_pre_hook(check, with_kwargs=True)
-    gradients = Gradients(model, fitness.questions, device="cpu", batch_tokens=800)
+    limits = Limits(800)
+    gradients = Gradients(model, fitness.questions, device="cpu", limits=limits)
+    other = Gradients(model, fitness.questions, device="cpu", limits=limits)
     found = gradients.run()
     assert max(calls) > 100
     assert found.value == pytest.approx(whole.value, rel=1e-6)
     for name, one in whole.parameters.items():
         torch.testing.assert_close(found.parameters[name], one, rtol=1e-3, atol=1e-6)
-    calls.clear()
-    gradients.run()
-    assert max(calls) <= 100, "what was learnt about memory is kept"
+    for again in (gradients, other):
+        calls.clear()
+        again.run()
+        assert max(calls) <= 100, "what was learnt about memory is kept, and shared"
     most[0] = 3
     with pytest.raises(TrialError, match="out of memory with the gradient of a single item"):
         gradients.run()
+
+
+def test_where_a_gradient_is_kept() -> None:
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    assert has_room({}, {})
+    assert has_room({first: 80, second: 10}, {first: 100, second: 100})
+    assert not has_room({first: 81, second: 10}, {first: 100, second: 100})
+    limits = Limits(1000, accelerated=True)
+    assert limits.tighten(single=False)
+    assert (limits.tokens, limits.on_host) == (500, False)
+    # Smaller batches came first: in the host's memory each of them costs a copy.
+    assert limits.tighten(single=True)
+    assert limits.on_host
+    assert not limits.tighten(single=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_accelerators_gradient(model: Any, tokenizer: Any, items: ItemSet) -> None:
+    fitness = smoothed(items, tokenizer)
+    here = gradient_of(model, fitness)
+    model.to("cuda")
+    for on_host in (False, True):
+        limits = Limits(400, on_host=on_host, accelerated=True)
+        there = Gradients(model, fitness.questions, device="cuda", limits=limits).run()
+        assert there.value == pytest.approx(here.value, rel=1e-4)
+        for name, one in here.parameters.items():
+            assert (there.parameters[name].device.type == "cpu") is on_host
+            torch.testing.assert_close(there.parameters[name].cpu(), one, rtol=1e-2, atol=1e-4)
 
 
 def test_what_cannot_be_differentiated_is_left_out_with_its_reason(

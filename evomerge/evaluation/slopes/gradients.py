@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,11 +17,8 @@ from evomerge.evaluation.likelihoods.logits import Model
 from evomerge.evaluation.likelihoods.plain import PlainBatches
 from evomerge.evaluation.likelihoods.tree import TreePasses
 from evomerge.evaluation.likelihoods.trie import shared_length
+from evomerge.evaluation.slopes.memory import Limits
 from evomerge.evaluation.slopes.questions import Question
-
-_TOKENS = {"cuda": 4096}
-_TOKENS_ELSEWHERE = 1024
-"""Tokens of a batch: all that the layers compute is kept until it was differentiated."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,9 @@ class Gradient:
 class Gradients:
     """Differentiates fixed questions on a live model, whose weights may change between calls.
 
-    A gradient takes the memory of the model in float32 besides, while it is held, and about three
-    times as long as the scores of the same items: one pass forward and one backward.
+    A gradient takes the memory of the model in float32 besides, while it is held: beside the
+    model, or in the host's memory where an accelerator has not as much. It takes about three times
+    as long as the scores of the same items: one pass forward and one backward.
 
     Args:
         model: a causal ``transformers`` model in evaluation mode.
@@ -50,8 +48,8 @@ class Gradients:
         device: where the model takes its input.
         tree: whether what inputs begin with in common is run once for each batch; for models that
             a prefix tree can be put to (``Scorer.way``).
-        batch_tokens: of one batch; the default depends on the device. It shrinks by itself when
-            memory runs out.
+        limits: what memory allows, shared by those that run on one model: what one learns the
+            others know.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class Gradients:
         *,
         device: torch.device | str,
         tree: bool = False,
-        batch_tokens: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         if not questions:
             raise ValueError("there is no question to differentiate")
@@ -71,8 +69,8 @@ class Gradients:
         # Neighbours share the most of their inputs.
         self._questions = sorted(questions, key=lambda one: one.windows[0].tokens)
         self._scale = 1 / sum(abs(one.share) for one in questions) * len(questions)
-        self._tokens = batch_tokens or _TOKENS.get(self._device.type, _TOKENS_ELSEWHERE)
-        self._batches = self._planned()
+        self._limits = limits or Limits.of(model, self._device)
+        self._plan()
 
     def run(self) -> Gradient:
         """The gradient at the weights that the model has now.
@@ -80,19 +78,21 @@ class Gradients:
         Raises:
             TrialError: it is not finite, or a single item does not fit in memory.
         """
+        if self._tokens != self._limits.tokens:
+            self._plan()
         while (found := unless_out_of_memory(self._run)) is None:
-            if len(self._batches) == len(self._questions):
-                raise TrialError("out of memory with the gradient of a single item")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._tokens //= 2
-            self._batches = self._planned()
+            single = len(self._batches) == len(self._questions)
+            if not self._limits.tighten(single=single):
+                raise TrialError("out of memory with the gradient of a single item")
+            self._plan()
         if not all(bool(torch.isfinite(one.sum())) for one in found.parameters.values()):
             raise TrialError("the gradient of the smooth fitness is not finite")
         return found
 
     def _run(self) -> Gradient:
-        with torch.enable_grad(), _accumulated(self._model.live, 1 / self._scale) as sums:
+        with torch.enable_grad(), self._sums() as sums:
             total = 0.0
             for batch in self._batches:
                 value = batch.value()
@@ -100,6 +100,14 @@ class Gradients:
                 (value * self._scale).backward()
                 total += float(value.detach())
             return Gradient(total, dict(sums))
+
+    def _sums(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        where = torch.device("cpu") if self._limits.on_host else None
+        return _accumulated(self._model.live, 1 / self._scale, where)
+
+    def _plan(self) -> None:
+        self._tokens = self._limits.tokens
+        self._batches = self._planned()
 
     def _planned(self) -> list[_Batch]:
         batches: list[_Batch] = []
@@ -179,15 +187,20 @@ class _Batch:
 
 
 @contextmanager
-def _accumulated(model: torch.nn.Module, factor: float) -> Iterator[dict[str, torch.Tensor]]:
-    """Parameter → the sum of its gradients times a factor, in float32, as they come."""
+def _accumulated(
+    model: torch.nn.Module, factor: float, where: torch.device | None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Parameter → the sum of its gradients times a factor, in float32, as they come.
+
+    Kept on a device; None is each parameter's own.
+    """
     sums: dict[str, torch.Tensor] = {}
     named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point()]
     before = [parameter.requires_grad for _, parameter in named]
     handles = []
     for name, parameter in named:
         parameter.requires_grad_(True)
-        add = partial(_add, sums, name, factor)
+        add = partial(_add, sums, name, factor, where)
         handles.append(parameter.register_post_accumulate_grad_hook(add))
     try:
         yield sums
@@ -198,9 +211,16 @@ def _accumulated(model: torch.nn.Module, factor: float) -> Iterator[dict[str, to
             parameter.grad = None
 
 
-def _add(sums: dict[str, torch.Tensor], name: str, factor: float, parameter: torch.Tensor) -> None:
+def _add(
+    sums: dict[str, torch.Tensor],
+    name: str,
+    factor: float,
+    where: torch.device | None,
+    parameter: torch.Tensor,
+) -> None:
     assert parameter.grad is not None  # for the type checker: it was just accumulated
-    if name not in sums:
-        sums[name] = torch.zeros_like(parameter, dtype=torch.float32)
-    sums[name].add_(parameter.grad.float(), alpha=factor)
+    found = parameter.grad if where is None else parameter.grad.to(where)
     parameter.grad = None
+    if name not in sums:
+        sums[name] = torch.zeros_like(found, dtype=torch.float32)
+    sums[name].add_(found.float(), alpha=factor)
