@@ -5,7 +5,7 @@ Only arithmetic on numbers that are given; :mod:`evomerge.merging.machine` measu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from evomerge.errors import Fault, InputError
@@ -27,11 +27,14 @@ class Needs:
         held: of the base and the fine-tuned models, as they are stored.
         live: of the model that is merged into.
         largest: of the largest tensor in all the models together: what is on its way at once.
+        gradient: of the live model's gradient, where slopes are taken. Where an accelerator has no
+            room left for it, it is held in the host's memory.
     """
 
     held: int
     live: int
     largest: int
+    gradient: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,11 @@ class ResidencyPlan:
 def plan_residency(wish: Wish, needs: Needs, room: Room, place: str = "residency") -> ResidencyPlan:
     """Where to hold the models.
 
-    ``auto`` takes the accelerator where base, fine-tuned models and live model fit into nine tenths
-    of its free memory, else the host. On a CPU ``host`` maps the files, so that all workers share
-    one copy, and ``device`` gives each worker a copy of its own; ``auto`` shares.
+    ``auto`` takes the accelerator where base, fine-tuned models, live model and its gradient fit
+    into nine tenths of its free memory, else the host. Where not even the live model and its
+    gradient fit, the gradient is held in the host's memory. On a CPU ``host`` maps the files, so
+    that all workers share one copy, and ``device`` gives each worker a copy of its own; ``auto``
+    shares.
 
     Args:
         wish: what the user says.
@@ -89,11 +94,17 @@ def plan_residency(wish: Wish, needs: Needs, room: Room, place: str = "residency
         raise InputError([Fault(place, f"{wish!r}; allowed: {', '.join(WISHES)}")])
     choices: tuple[Residency, ...] = (wish,) if wish != "auto" else _preferred(room)
     plans = [_plan(choice, needs, room) for choice in choices]
-    for plan in plans:
+    # Models are streamed once for a slope, its sums once for each batch: they come first.
+    beside = [_beside(plan, needs) for plan in plans] if room.devices else []
+    plans = [_apart(plan, needs, room) for plan in plans] if room.devices else plans
+    for plan in [*beside, *plans]:
         if not _lacks(plan, room):
             return plan
     problems = "; ".join(f"{plan.residency}: {_lacks(plan, room)}" for plan in plans)
-    problem = f"the models do not fit ({problems}); {_advice(wish, room)}"
+    what = "the models and a gradient" if needs.gradient else "the models"
+    problem = f"{what} do not fit ({problems}); {_advice(wish, room)}"
+    if needs.gradient:
+        problem += "; or take another sampler: none but ascent takes gradients"
     raise InputError([Fault(place, problem)])
 
 
@@ -105,13 +116,16 @@ def _plan(residency: Residency, needs: Needs, room: Room) -> ResidencyPlan:
     whole = needs.held + needs.live
     if not room.devices:
         shared = residency == "host"
-        host = needs.held + room.workers * needs.live if shared else room.workers * whole
+        own = needs.gradient + (needs.live if shared else whole)
+        host = (needs.held if shared else 0) + room.workers * own
         how = (
             f"one copy for all {room.workers} workers, mapped from the files"
             if shared
             else f"a copy for each of {room.workers} workers"
         )
         words = f"models in host memory, {how}: {size(host)} of {size(room.host)} free"
+        if needs.gradient:
+            words += f", each worker's gradient ({size(needs.gradient)}) included"
         return ResidencyPlan(residency, words, host, 0)
     free = sum(room.devices) // room.sharing
     if residency == "device":
@@ -125,6 +139,23 @@ def _plan(residency: Residency, needs: Needs, room: Room) -> ResidencyPlan:
         f"{size(whole)})"
     )
     return ResidencyPlan(residency, words, needs.held, device)
+
+
+def _beside(plan: ResidencyPlan, needs: Needs) -> ResidencyPlan:
+    """With the gradient on the accelerator."""
+    if not needs.gradient:
+        return plan
+    words = f"{plan.message}; a gradient of {size(needs.gradient)} there too"
+    return replace(plan, message=words, device_bytes=plan.device_bytes + needs.gradient)
+
+
+def _apart(plan: ResidencyPlan, needs: Needs, room: Room) -> ResidencyPlan:
+    """With each worker's gradient in the host's memory."""
+    if not needs.gradient:
+        return plan
+    words = f"{plan.message}; each worker's gradient of {size(needs.gradient)} in host memory"
+    host = plan.host_bytes + room.workers * needs.gradient
+    return replace(plan, message=words, host_bytes=host)
 
 
 def _lacks(plan: ResidencyPlan, room: Room) -> str:

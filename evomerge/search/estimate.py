@@ -64,10 +64,10 @@ def estimate(
     base = prepared.checkpoints[0]
     width = base.shape(base.embedding)[1:] if base.embedding else (0,)
     looked_up = math.prod((prepared.height, *width))
-    resident = prepared.worker_bytes
-    seconds = 2 * (prepared.parameters - looked_up) * tokens / rate + resident / bandwidth
+    merged = prepared.worker_bytes - prepared.gradient_bytes
+    seconds = 2 * (prepared.parameters - looked_up) * tokens / rate + merged / bandwidth
     return Estimate(
-        worker_bytes=resident,
+        worker_bytes=prepared.worker_bytes,
         tokens=tokens,
         trial_seconds=seconds,
         search_seconds=seconds * trials / workers,

@@ -91,8 +91,9 @@ class Preparation:
 
     @property
     def worker_bytes(self) -> int:
-        """Memory for one worker's models: base, fine-tuned models, and the live model."""
-        return sum(checkpoint.nbytes for checkpoint in self.held) + self.live_bytes
+        """Memory for one worker: base, fine-tuned models, live model, and its gradient."""
+        held = sum(checkpoint.nbytes for checkpoint in self.held)
+        return held + self.live_bytes + self.gradient_bytes
 
     @property
     def held(self) -> tuple[Checkpoint, ...]:
@@ -102,9 +103,13 @@ class Preparation:
 
     @property
     def live_bytes(self) -> int:
-        """Memory of the live model; and of its gradient, in float32, where slopes are asked for."""
-        gradient = 0 if self.plan.neighbourhood is None else 4
-        return self.parameters * (DTYPES[self.plan.dtype].itemsize + gradient)
+        """Memory of the live model."""
+        return self.parameters * DTYPES[self.plan.dtype].itemsize
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Memory of the live model's gradient, in float32; 0 where no slopes are asked for."""
+        return 0 if self.plan.neighbourhood is None else 4 * self.parameters
 
 
 def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:

@@ -39,6 +39,7 @@ def plan_workers(prepared: Preparation, share: Resources) -> ResidencyPlan | Non
         workers=max(1, share.workers or there),
     )
     needs = needs_of(prepared.held, prepared.live_bytes)
+    needs = replace(needs, gradient=prepared.gradient_bytes)
     place = prepared.space.fault(("resources", "residency"), "").place
     return plan_residency(prepared.space.resources.residency, needs, room, place)
 

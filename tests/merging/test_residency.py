@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,49 @@ def test_what_fits_nowhere_is_refused_with_the_numbers(wish: Any, room: Room, pr
         plan_residency(wish, NEEDS, room, "resources: residency")
 
 
+@pytest.mark.parametrize(
+    ("wish", "room", "chosen", "message"),
+    [
+        # The gradient of 8B in float32 takes 32 GB.
+        ("auto", Room(500 * GB, (141 * GB,)), "device", "80.0 GB of .* 32.0 GB there too"),
+        # Streamed models and a gradient that stays: 16 + 2 · 4 + 32 of 80.
+        ("auto", Room(500 * GB, (80 * GB,)), "host", "24.0 GB of 80.0 GB .* 32.0 GB there too"),
+        ("device", Room(500 * GB, (90 * GB,)), "device", "worker's gradient of 32.0 GB in host"),
+        ("auto", Room(500 * GB, (48 * GB,)), "host", "worker's gradient of 32.0 GB in host"),
+        # 64 + 4 · (16 + 32)
+        (
+            "auto",
+            Room(500 * GB, workers=4),
+            "host",
+            "256.0 GB of .* worker's gradient .32.0 GB. inc",
+        ),
+    ],
+)
+def test_where_the_gradient_is_held(wish: Any, room: Room, chosen: str, message: str) -> None:
+    plan = plan_residency(wish, replace(NEEDS, gradient=32 * GB), room)
+    assert plan.residency == chosen
+    assert re.search(message, plan.message)
+
+
+def test_a_gradient_that_fits_nowhere_is_refused_with_what_needs_none() -> None:
+    needs = replace(NEEDS, gradient=32 * GB)
+    problem = (
+        "the models and a gradient do not fit .*host: 96.0 GB are needed in host memory, 100.0 GB "
+        ".*none but ascent takes gradients"
+    )
+    with pytest.raises(InputError, match=problem):
+        plan_residency("auto", needs, Room(100 * GB, (40 * GB,)))
+
+
 sizes = st.integers(0, 200 * GB)
 
 
-@given(st.builds(Needs, sizes, sizes, sizes), sizes, st.lists(sizes, max_size=3), st.integers(1, 9))
+@given(
+    st.builds(Needs, sizes, sizes, sizes, sizes),
+    sizes,
+    st.lists(sizes, max_size=3),
+    st.integers(1, 9),
+)
 def test_a_plan_never_takes_more_than_there_is(
     needs: Needs, host: int, devices: list[int], workers: int
 ) -> None:
