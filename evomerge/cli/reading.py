@@ -16,7 +16,7 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
     from evomerge.api import load_study
     from evomerge.cli.goals import show_floors, show_front
     from evomerge.cli.searching import show_summary
-    from evomerge.report import race_words, verdict_words
+    from evomerge.report import climb_words, race_words, verdict_words
     from evomerge.search.finalists import MEAN
 
     report = load_study(study, storage)
@@ -28,8 +28,9 @@ def show_best(study: str, storage: str | None, *, as_json: bool) -> None:
     say(f"Study {report.name}: {counts}")
     show_summary(report)
     raced = race_words(report)
-    if raced is not None:
-        say(raced)
+    for words in (climb_words(report), raced):
+        if words is not None:
+            say(words)
     show_front(report)
     show_floors(report)
     if report.verdict is not None:

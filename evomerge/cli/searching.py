@@ -148,7 +148,7 @@ def _how_to_go_on(fresh: bool = False, **_: object) -> str:
 
 def close(result: SearchResult, storage: str | None = None, **options: Any) -> None:
     """The closing words: what was found, whether it is a win, what to do next."""
-    from evomerge.report import race_words, verdict_words
+    from evomerge.report import climb_words, race_words, verdict_words
 
     outcome, study = result.outcome, result.study
     command = f"evomerge best {study.name}" + (f" --storage {storage}" if storage else "")
@@ -164,8 +164,9 @@ def close(result: SearchResult, storage: str | None = None, **options: Any) -> N
     if outcome.stopped in _ENDS:
         say(_ENDS[outcome.stopped])
     raced = race_words(study)
-    if raced is not None:
-        say(raced)
+    for words in (climb_words(study), raced):
+        if words is not None:
+            say(words)
     show_front(study)
     show_floors(study)
     for note in outcome.notes:

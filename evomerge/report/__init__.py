@@ -12,13 +12,14 @@ from evomerge.report.goals import (
     limit_words,
 )
 from evomerge.report.study import StudyReport, open_study
-from evomerge.report.words import race_words, verdict_words
+from evomerge.report.words import climb_words, race_words, verdict_words
 
 __all__ = [
     "FRONT_HEADERS",
     "LEAD_HEADERS",
     "StudyFiles",
     "StudyReport",
+    "climb_words",
     "front_rows",
     "front_words",
     "lead_rows",

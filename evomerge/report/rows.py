@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evomerge.search.finalists import MEAN
+from evomerge.search.race import Race
 from evomerge.search.records import TrialRecord
 
 
@@ -48,4 +49,29 @@ def json_of(trial: TrialRecord | None, goals: Sequence[str] = ()) -> dict[str, A
         "scores": trial.scores,
         "genome": trial.genome,
         "recipe": trial.recipe,
+    }
+
+
+def race_json(race: Race | None, called: Callable[[str], str]) -> dict[str, Any] | None:
+    """A race as plain data.
+
+    Args:
+        race: that was run; None is none.
+        called: what a finalist is called, by its name in the race.
+    """
+    if race is None:
+        return None
+    return {
+        "finalists": [
+            {
+                "trial": None if name == MEAN else int(name),
+                "label": called(name),
+                "search_fitness": race.searched[name],
+                "fresh_fitness": race.fresh(name),
+                "rounds": sum(1 for one in race.rounds if name in one.fitness),
+            }
+            for name in race.searched
+        ],
+        "spread": race.spread,
+        "seed_spread": race.seed_spread,
     }

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import Fault, StudyError
 from evomerge.evaluation import Comparison, Scores, compare
 from evomerge.recipe import Recipe, read_recipes
-from evomerge.report.rows import json_of, row_of
+from evomerge.report.climbs import Agreement, agreement
+from evomerge.report.rows import json_of, race_json, row_of
 from evomerge.search.budget import best_of
 from evomerge.search.finalists import MEAN, MEAN_LABEL, RACE, Decision, decided, race_of
 from evomerge.search.folder import ROOT, StudyFolder
@@ -184,6 +185,11 @@ class StudyReport:
         return known_front(self.facts, self.trials) if self.goals else None
 
     @property
+    def agreement(self) -> Agreement | None:
+        """How the smooth fitness that was climbed goes with the fitness; None without a climb."""
+        return agreement(self.trials)
+
+    @property
     def race(self) -> Race | None:
         """The race after the last trial; None if it was not run, or not to its end."""
         found = race_of(self.trials, self.facts)
@@ -262,7 +268,7 @@ class StudyReport:
     def to_json(self) -> dict[str, Any]:
         """The summary that ``evomerge best --json`` prints."""
         best, baseline, verdict = self.best, self.best_baseline, self.verdict
-        judged = self.front_verdict
+        judged, climbed = self.front_verdict, self.agreement
         return {
             "study": self.name,
             "trials": self.counts,
@@ -271,27 +277,9 @@ class StudyReport:
             "choice": json_of(self.choice),
             "best": json_of(best),
             "best_baseline": json_of(baseline),
-            "race": self._race_json(),
+            "climb": climbed.to_json() if climbed else None,
+            "race": race_json(self.race, self.finalist),
             "verdict": verdict.to_json() if verdict else None,
             "front": [json_of(trial, self.goals) for trial in self.front],
             "front_verdict": judged.to_json() if judged else None,
-        }
-
-    def _race_json(self) -> dict[str, Any] | None:
-        race = self.race
-        if race is None:
-            return None
-        return {
-            "finalists": [
-                {
-                    "trial": None if name == MEAN else int(name),
-                    "label": self.finalist(name),
-                    "search_fitness": race.searched[name],
-                    "fresh_fitness": race.fresh(name),
-                    "rounds": sum(1 for one in race.rounds if name in one.fitness),
-                }
-                for name in race.searched
-            ],
-            "spread": race.spread,
-            "seed_spread": race.seed_spread,
         }

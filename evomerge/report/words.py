@@ -33,6 +33,24 @@ def race_words(study: StudyReport) -> str | None:
     )
 
 
+def climb_words(study: StudyReport) -> str | None:
+    """Whether what was climbed stands for what is searched for; None without a climb."""
+    found = study.agreement
+    if found is None:
+        return None
+    words = (
+        f"The climb: along its {found.legs} legs the smooth fitness whose slope is taken went from "
+        f"{found.smooth[0]:.4f} to {found.smooth[1]:.4f}, the fitness from {found.fitness[0]:.4f} "
+        f"to {found.fitness[1]:.4f}"
+    )
+    if found.correlation is None:
+        return f"{words}."
+    words = f"{words} (rank correlation {found.correlation:+.2f})."
+    if found.correlation < 0:
+        words += " They disagree: sampler: cmaes searches by the fitness alone."
+    return words
+
+
 def verdict_words(verdict: Verdict) -> str:
     """Two or three sentences that a reader can act on."""
     winner, baseline = verdict.winner, verdict.baseline

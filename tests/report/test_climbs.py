@@ -1,0 +1,71 @@
+"""Whether what was climbed stands for what is searched for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.report import climb_words
+from evomerge.report.climbs import agreement
+from evomerge.search.climbing import Place, Walk
+from evomerge.search.records import TrialRecord
+
+POINT = np.array([0.5])
+
+
+def leg(
+    number: int, fitness: float | None, smooth: float, climb: int = 0, state: str = "complete"
+) -> TrialRecord:
+    walk = Walk(Place.start(POINT), POINT, smooth, 4).to_json()
+    return TrialRecord(number, "search", state, fitness, leg={"climb": climb}, walk=walk)
+
+
+def words_of(*trials: TrialRecord) -> str | None:
+    study: Any = SimpleNamespace(agreement=agreement(trials))
+    return climb_words(study)
+
+
+def test_a_climb_on_which_both_rise() -> None:
+    smooth = [0.41, 0.44, 0.52, 0.55, 0.58]
+    legs = [leg(n, 0.5 + 0.02 * n, value) for n, value in enumerate(smooth)]
+    found = agreement(legs)
+    assert found is not None
+    assert (found.legs, found.smooth) == (5, (0.41, 0.58))
+    assert found.fitness == pytest.approx((0.5, 0.58))
+    assert found.correlation == pytest.approx(1.0)
+    words = words_of(*legs)
+    assert words is not None
+    assert "its 5 legs" in words
+    assert "from 0.4100 to 0.5800, the fitness from 0.5000 to 0.5800" in words
+    assert words.endswith("(rank correlation +1.00).")
+
+
+def test_a_climb_that_leads_elsewhere_is_told() -> None:
+    legs = [leg(n, 0.5 - 0.02 * n, 0.4 + 0.02 * n) for n in range(6)]
+    words = words_of(*legs)
+    assert words is not None
+    assert words.endswith("-1.00). They disagree: sampler: cmaes searches by the fitness alone.")
+
+
+def test_the_fitter_climb_is_told_of_and_all_legs_are_correlated() -> None:
+    first = [leg(0, 0.5, 0.40), leg(1, 0.6, 0.50), leg(2, 0.6, 0.55)]
+    second = [leg(3, 0.5, 0.40, climb=1), leg(4, 0.7, 0.60, climb=1)]
+    found = agreement([*first, *second])
+    assert found is not None
+    assert (found.legs, found.smooth, found.fitness) == (5, (0.40, 0.60), (0.5, 0.7))
+    # Ranks 1.5 3 4 1.5 5 of the smooth fitness and 1.5 3.5 3.5 1.5 5 of the other.
+    assert found.correlation == pytest.approx(9 / np.sqrt(9.5 * 9))
+
+
+def test_nothing_is_told_of_what_was_not_climbed() -> None:
+    whole = [TrialRecord(0, "baseline", "complete", 0.4), TrialRecord(1, "search", "complete", 0.5)]
+    assert words_of(*whole) is None
+    assert words_of(*whole, leg(2, None, 0.4, state="failed"), leg(3, 0.5, 0.4)) is None
+    few = agreement([leg(n, 0.5, 0.4 + n / 10) for n in range(4)])
+    same = agreement([leg(n, 0.5, 0.4 + n / 10) for n in range(6)])
+    assert few is not None
+    assert same is not None
+    assert few.correlation is same.correlation is None, "too few; and one of the two stands still"
