@@ -37,7 +37,8 @@ def climb_words(study: StudyReport) -> str | None:
     """Whether what was climbed stands for what is searched for; None without a climb."""
     found = study.agreement
     if found is None:
-        return None
+        vain = [one.no_slope for one in study.trials if one.no_slope is not None]
+        return f"No climb: {vain[-1]}. CMA-ES searched by the fitness alone." if vain else None
     words = (
         f"The climb: along its {found.legs} legs the smooth fitness whose slope is taken went from "
         f"{found.smooth[0]:.4f} to {found.smooth[1]:.4f}, the fitness from {found.fitness[0]:.4f} "

@@ -27,6 +27,7 @@ from evomerge.search.seeded import (
     GeneSampler,
     minimised,
 )
+from evomerge.space.genes import chooses_method
 
 CLIMBS = 2
 
@@ -41,6 +42,10 @@ LAST = 8
 
 APART = 0.2
 """Baselines lie apart that differ by so much of a gene's range in some gene."""
+
+VAIN = 2
+"""After so many legs in a row that came to nothing, no further one is begun: the first may have
+failed by chance."""
 
 ASTRAY = 4
 """After so many legs in a row that begin where floors are broken, a climb is over."""
@@ -61,6 +66,7 @@ class _Climb:
         walks: of the legs that are finished, in the order of arrival.
         begun: how many legs were.
         running: how many of them are not finished.
+        vain: how many of the last finished ones, one after the other, came to nothing.
         top: the trial of its mean, once that was drawn.
         strayed: whether it has left the floors behind, which slopes do not know.
     """
@@ -69,6 +75,7 @@ class _Climb:
     walks: list[Walk]
     begun: int
     running: int
+    vain: int
     top: Any
     strayed: bool
 
@@ -78,20 +85,22 @@ class _Climb:
         finished = [one for one in legs if one.state.is_finished()]
         walked = sorted((one for one in finished if WALK in one.user_attrs), key=_arrival)
         walks = [Walk.from_json(one.user_attrs[WALK]) for one in walked]
+        last = walked[-1].number if walked else -1
+        vain = sum(WALK not in one.user_attrs for one in finished if one.number > last)
         top = next((one for one in trials if one.user_attrs.get(CLIMBED) == number), None)
         running = len(legs) - len(finished)
-        return cls(number, walks, len(legs), running, top, _strayed(trials, finished))
+        return cls(number, walks, len(legs), running, vain, top, _strayed(trials, finished))
 
     @property
     def flat(self) -> bool:
         """Whether slopes were asked for in vain."""
-        return self.begun > self.running and not self.walks
+        return self.vain >= VAIN and not self.walks
 
     @property
     def over(self) -> bool:
         """Whether no further leg is begun."""
         deep = any(one.depth >= DEPTH for one in self.walks)
-        return deep or self.begun >= LEGS or self.strayed
+        return deep or self.begun >= LEGS or self.vain >= VAIN or self.strayed
 
     @property
     def place(self) -> Place:
@@ -135,6 +144,7 @@ class AscentSampler(GeneSampler):
         )
         self._ranges = {name: (one.low, one.high) for name, one in distributions.items()}
         self._low, self._high = np.array(list(self._ranges.values())).T
+        self._sloping = np.array([not chooses_method(name) for name in self._ranges])
         self._seed, self._fallback = seed, start
         self._replay = Replay(
             self._low, self._high, sigma=min(sigma, SIGMA), seed=seed, population=population
@@ -208,7 +218,8 @@ class AscentSampler(GeneSampler):
 
     def _starts(self, study: Any) -> list[np.ndarray]:
         """Where climbs begin, in shares: half way between the best baseline in the genome and the
-        best of those that lie apart from it; then at the best itself.
+        best of those that lie apart from it; then at the best itself. By the best's methods:
+        nothing lies between two methods, and no slope leads from one to another.
 
         A model alone is a bad start where signs are elected: the others are outvoted everywhere.
         """
@@ -219,7 +230,8 @@ class AscentSampler(GeneSampler):
             for one in genomes
         ]
         best = points[0]
-        apart = [one for one in points if float(np.abs(one - best).max()) >= APART]
+        points = [np.where(self._sloping, one, best) for one in points]
+        apart = [one for one in points if float(np.abs(one - best).max(initial=0.0)) >= APART]
         return [(best + apart[0]) / 2, best] if apart else [best]
 
     def _after(self, study: Any) -> tuple[np.ndarray, list[Solution]]:

@@ -26,7 +26,7 @@ class Budget:
         seconds: no trial is started after so many seconds of this run; None is no limit.
         items: no trial is started unless fewer items than this were scored by all the trials of the
             study, those that are running counted whole; None is no limit. The last one may go
-            beyond it by less than one trial's items.
+            beyond it by less than one trial's items, a leg's slopes included.
         patience: no trial is started once the searched ones have scored so many times the search
             items (full-trial equivalents) since the last gain, the last trial that was the best
             beyond noise (``standing.GAIN_Z``); None is no limit, and it is none by itself.
@@ -130,14 +130,14 @@ class Tally:
 
         Args:
             begun: trials that are finished or running.
-            running: those that are running.
+            running: items that the running ones will have scored.
         """
         trials, seconds, items = self._budget.trials, self._budget.seconds, self._budget.items
         return (
             not self.exhausted
             and (trials is None or begun < trials)
             and (seconds is None or time.monotonic() - self._began < seconds)
-            and (items is None or self.items + running * self._full < items)
+            and (items is None or self.items + running < items)
         )
 
     @property

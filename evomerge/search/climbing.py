@@ -26,6 +26,10 @@ FEWEST, MOST = 4, 16
 
 BLOCK = 100
 
+SLOPE_COST = 3
+"""What a slope counts beside the scores of the same items: a pass forward, and one backward, which
+takes about as long as two forward."""
+
 
 @dataclass(frozen=True)
 class Place:

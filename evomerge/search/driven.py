@@ -214,6 +214,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         items=facts.get("items"),
         leg=facts.get(LEG),
         walk=facts.get(WALK),
+        no_slope=facts.get("no_slope"),
         climbed=facts.get(CLIMBED),
         estimate=facts.get(ESTIMATE),
         rival=facts.get("rival"),

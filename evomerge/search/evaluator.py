@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, spread
-from evomerge.errors import InputError, TrialError
+from evomerge.errors import TrialError
 from evomerge.evaluation import (
     ItemSet,
     Scorer,
@@ -28,17 +28,13 @@ from evomerge.merging.placing import Device
 from evomerge.merging.residency import Wish
 from evomerge.recipe import Recipe, read_recipes
 from evomerge.references import ModelReference
-from evomerge.search.climbing import Place, Walk, steps_of_leg, walk
-from evomerge.search.pool import Evaluator, Job, Outcome
+from evomerge.search.climbing import SLOPE_COST, Place, Walk, steps_of_leg, walk
+from evomerge.search.pool import Evaluator, Job, Outcome, reason
 from evomerge.search.slopes import Neighbourhood, Slopes
 
 if TYPE_CHECKING:
     import torch
 
-
-SLOPE_COST = 3
-"""What a slope counts beside the scores of the same items: a pass forward, and one backward, which
-takes about as long as two forward."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -171,24 +167,22 @@ class CandidateEvaluator:
             return outcome
         walked = self._walk(job, job.leg)
         seconds["walk"] = time.perf_counter() - scored
-        if walked is None:
-            return outcome
+        if isinstance(walked, str):
+            return replace(outcome, no_slope=walked)
         # A leg's blocks hold as many items as a trial scores.
         items = outcome.items + SLOPE_COST * len(scorer.items)
         return replace(outcome, items=items, walk=walked.to_json())
 
-    def _walk(self, job: Job, leg: Mapping[str, Any]) -> Walk | None:
+    def _walk(self, job: Job, leg: Mapping[str, Any]) -> Walk | str:
+        """What came of a leg, or why nothing did: whatever it is, the scores are kept."""
         try:
             slopes = self.slopes()
             steps = steps_of_leg(len(self._scorer("search").items))
             seed = (self._plan.requests[0].seed, int(job.key))
             return walk(slopes, Place.from_json(leg), steps, seed)
-        except InputError as problem:  # of items that only slopes are taken on
-            reason: Exception = problem
-        except TrialError as problem:
-            reason = problem
-        _LOGGER.warning("trial %s: no slope: %s", job.key, reason)
-        return None
+        except Exception as problem:
+            _LOGGER.warning("trial %s: no slope: %s", job.key, problem)
+            return reason(problem)
 
     def slopes(self) -> Slopes:
         """Takes slopes on the live model.

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from evomerge.search.budget import Budget, Observer, Progress, Tally, nobody
+from evomerge.search.climbing import SLOPE_COST
 from evomerge.search.floors import Constraints
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.problem import Keeper, Problem, SearchError, nothing_kept, summary
@@ -122,8 +123,14 @@ class SearchLoop:
             return False
         if self._again:
             return True
-        running = len(self._running)
-        return not self._tired and self._tally.allows(self._tally.finished + running, running)
+        begun = self._tally.finished + len(self._running)
+        return not self._tired and self._tally.allows(begun, self._running_items)
+
+    @property
+    def _running_items(self) -> int:
+        """Items that the running trials will have scored, a leg's slopes included."""
+        legs = sum(one.leg is not None for one in self._running.values())
+        return self._problem.items * (len(self._running) + SLOPE_COST * legs)
 
     def _takes_one(self, pool: Pool) -> bool:
         """Whether a worker is free, or a trial may wait for one without a change to the study."""
@@ -170,6 +177,8 @@ class SearchLoop:
                 facts["values"] = goals
             if outcome.walk is not None:
                 facts["walk"] = dict(outcome.walk)
+            if outcome.no_slope is not None:
+                facts["no_slope"] = outcome.no_slope
             self._keep(record.number, outcome.scores)
             if outcome.estimate is not None:
                 facts["estimate"] = fitness

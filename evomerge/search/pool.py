@@ -54,6 +54,7 @@ class Outcome:
         items: how many items were scored; a slope counts as three times its items.
         walk: what came of the leg, as ``climbing.Walk`` writes it; None where none was asked for,
             or it cannot be had.
+        no_slope: why nothing came of a leg that was asked for.
         estimate: of a candidate that was stopped, what it would have scored; see
             ``evaluation.rungs``.
     """
@@ -67,6 +68,7 @@ class Outcome:
     worker: int | None = None
     items: int = 0
     walk: Mapping[str, Any] | None = None
+    no_slope: str | None = None
     estimate: float | None = None
 
 

@@ -28,6 +28,7 @@ class TrialRecord:
         leg: of a trial of the ascent, where its leg of the climb begins, as ``climbing.Place``
             writes it.
         walk: what came of the leg, as ``climbing.Walk`` writes it; None where nothing did.
+        no_slope: why nothing came of the leg, where it was scored.
         climbed: of one that is the mean of a climb's last steps, which climb, from 0.
         estimate: of a pruned one, what it would have scored: the incumbent's fitness plus the
             paired difference on the items that were scored.
@@ -55,6 +56,7 @@ class TrialRecord:
     items: int | None = None
     leg: Mapping[str, Any] | None = None
     walk: Mapping[str, Any] | None = None
+    no_slope: str | None = None
     climbed: int | None = None
     estimate: float | None = None
     rival: int | None = None

@@ -24,7 +24,7 @@ from evomerge.merging import Pullback, StagedEngine
 from evomerge.merging.adding import Term, coefficients
 from evomerge.recipe import Recipe
 from evomerge.search.climbing import genome_at
-from evomerge.space.genes import METHOD
+from evomerge.space.genes import chooses_method
 
 if TYPE_CHECKING:
     from evomerge.evaluation import ItemSet
@@ -70,11 +70,11 @@ class Neighbourhood:
     @property
     def sloping(self) -> dict[str, tuple[float, float]]:
         """The same without those that choose the method: nothing lies between two methods."""
-        return {name: bounds for name, bounds in self.ranges.items() if not _chooses(name)}
+        return {name: bounds for name, bounds in self.ranges.items() if not chooses_method(name)}
 
     def choices(self, genome: Mapping[str, float]) -> dict[str, float]:
         """The genes that choose the method."""
-        return {name: value for name, value in genome.items() if _chooses(name)}
+        return {name: value for name, value in genome.items() if chooses_method(name)}
 
     def beside(self, genome: Mapping[str, float], genes: Iterable[str]) -> Neighbour:
         """The neighbours of a genome along some of its genes together, within their bounds."""
@@ -93,10 +93,6 @@ class Neighbourhood:
         """The stages of what a genome stands for."""
         mappings = self.space.recipe_mappings(genome, self.num_layers)
         return [Recipe.from_mapping(mapping, "genome") for mapping in mappings]
-
-
-def _chooses(gene: str) -> bool:
-    return gene.rpartition("/")[2] == METHOD
 
 
 @dataclass(frozen=True)

@@ -183,3 +183,8 @@ def _gene(search: SearchSettings, name: str, allowed: Range) -> Gene:
 def _unit(key: str) -> float:
     """A number in [0, 1) that depends on ``key`` alone."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+
+
+def chooses_method(gene: str) -> bool:
+    """Whether a gene, by its name, chooses the merge method."""
+    return gene.rpartition("/")[2] == METHOD

@@ -24,7 +24,7 @@ def leg(
 
 
 def words_of(*trials: TrialRecord) -> str | None:
-    study: Any = SimpleNamespace(agreement=agreement(trials))
+    study: Any = SimpleNamespace(agreement=agreement(trials), trials=trials)
     return climb_words(study)
 
 
@@ -58,6 +58,13 @@ def test_the_fitter_climb_is_told_of_and_all_legs_are_correlated() -> None:
     assert (found.legs, found.smooth, found.fitness) == (5, (0.40, 0.60), (0.5, 0.7))
     # Ranks 1.5 3 4 1.5 5 of the smooth fitness and 1.5 3.5 3.5 1.5 5 of the other.
     assert found.correlation == pytest.approx(9 / np.sqrt(9.5 * 9))
+
+
+def test_why_there_was_no_climb_is_told() -> None:
+    vain = TrialRecord(1, "search", "complete", 0.5, leg={"climb": 0}, no_slope="task own: code")
+    assert words_of(TrialRecord(0, "baseline", "complete", 0.4), vain) == (
+        "No climb: task own: code. CMA-ES searched by the fitness alone."
+    )
 
 
 def test_nothing_is_told_of_what_was_not_climbed() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from optuna.distributions import FloatDistribution
 
-from evomerge.errors import TrialError
-from evomerge.search.ascent import APART, ASTRAY, DEPTH, LAST, LEGS
+from evomerge.errors import EvomergeError, TrialError
+from evomerge.search.ascent import APART, ASTRAY, DEPTH, LAST
 from evomerge.search.budget import Budget
 from evomerge.search.climbing import HALVED, STEP, Place, Walk, steps_of_leg, walk
 from evomerge.search.finalists import best_climbed
@@ -74,6 +75,28 @@ class Climbing(AnalyticEvaluator):
         assert [genome[name] for name in sorted(genome)] == pytest.approx(place.point.tolist())
         walked = walk(Hill(), place, STEPS_OF_LEG, (0, int(job.key)))
         return replace(outcome, items=4, walk=walked.to_json())
+
+
+class Waiting:
+    """Eight workers that never come to an end."""
+
+    size, queues = 8, False
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    @property
+    def busy(self) -> int:
+        return len(self.jobs)
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        raise EvomergeError("enough")
+
+    def close(self) -> None:
+        pass
 
 
 def searched(
@@ -181,11 +204,11 @@ def test_a_resumed_study_is_the_uninterrupted_one(tmp_path: Path, problem: Analy
 
 
 def test_without_slopes_it_is_cma_es(tmp_path: Path, problem: AnalyticProblem) -> None:
-    """The first trial asks in vain; from then on both samplers draw the same from the study."""
+    """Two trials ask in vain; from then on both samplers draw the same from the study."""
     store = make_store(tmp_path / "a.db", problem, "ascent")
     pool = LocalPool(lambda: Climbing(sphere(), slopes=False))
     SearchLoop(store, problem, Budget(30)).run(pool)
-    assert [record.number for record in store.records() if record.leg is not None] == [3]
+    assert [record.number for record in store.records() if record.leg is not None] == [3, 4]
     drawn = store.ask(problem.distributions).genome
     other = make_store(tmp_path / "a.db", problem)
     assert other.records()[30].genome == drawn
@@ -197,15 +220,49 @@ def test_without_slopes_it_is_cma_es(tmp_path: Path, problem: AnalyticProblem) -
     assert before.ask(problem.distributions).genome == drawn
 
 
+def test_a_climb_keeps_the_best_baselines_method(tmp_path: Path, problem: AnalyticProblem) -> None:
+    """Half way between two methods there is a third one, or none."""
+    problem.distributions["merge_method"] = FloatDistribution(0.0, 1.0)
+    store = create_store("test", f"sqlite:///{tmp_path / 'a.db'}")
+    start = problem.point(0.5)
+    store.use(make_sampler("ascent", problem.distributions, start, seed=3, sigma=0.15))
+    points = [
+        {**problem.point(0.1), "merge_method": 0.1},
+        {**problem.point(0.4), "merge_method": 0.9},
+    ]
+    store.plan([PlannedBaseline(str(n), problem.recipe(one), one) for n, one in enumerate(points)])
+    worker = AnalyticEvaluator(lambda genome: genome["weight/0"])
+    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: worker))
+    leg = store.records()[2]
+    assert leg.leg is not None
+    assert leg.genome["merge_method"] == 0.9
+    assert leg.genome["weight/0"] == pytest.approx(0.25)
+
+
+def test_a_running_leg_counts_its_slopes(tmp_path: Path, problem: AnalyticProblem) -> None:
+    """Where 42 items are left, a second leg begins beside one of 40, and no third."""
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
+    pool = Waiting()
+    loop = SearchLoop(store, problem, Budget(None, items=3 + 42))
+    with pytest.raises(EvomergeError, match="enough"):
+        loop.run(pool)
+    assert len(pool.jobs) == 2, "each counts its 10 items and slopes of 30"
+
+
 def test_failures_are_passed_by(tmp_path: Path, problem: AnalyticProblem) -> None:
     """A leg that failed is tried again from where it began, with other items; not without end."""
     objective = failing(ridge, lambda call: call in (5, 6, 9))
     records = searched(tmp_path / "a.db", problem, Climbing(objective), 30)
     assert [record.number for record in records if record.state == "failed"] == [5, 6, 9]
     assert best(records) > 1 - 2e-3
-    never = failing(ridge, lambda call: call > 3)
-    hopeless = searched(tmp_path / "b.db", problem, Climbing(never), 3 + 1 + LEGS + 4)
-    assert [record.leg is not None for record in hopeless[3 : 3 + LEGS]] == [True] * LEGS
+    first = searched(tmp_path / "b.db", problem, Climbing(failing(ridge, lambda n: n == 3)), 30)
+    assert first[3].state == "failed"
+    assert sum(record.walk is not None for record in first) > DEPTH
+    later = searched(tmp_path / "c.db", problem, Climbing(failing(ridge, lambda n: n > 4)), 20)
+    assert [record.number for record in later if record.walk is not None] == [3, 4]
+    legs = [record.number for record in later if record.leg is not None]
+    assert legs == [3, 4, 5, 6, 8, 9], "two in vain end a climb; its mean is scored"
 
 
 def test_workers_climb_side_by_side(tmp_path: Path, problem: AnalyticProblem) -> None:

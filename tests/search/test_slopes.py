@@ -198,6 +198,24 @@ def test_scores_are_kept_where_no_slope_can_be_had(
     assert outcome.scores is not None
     assert (outcome.walk, outcome.items) == (None, 40)
     assert "code of its own" in caplog.text
+    assert outcome.no_slope is not None
+    assert "code of its own" in outcome.no_slope
+
+
+def test_scores_are_kept_whatever_a_leg_runs_into(
+    tmp_path: Path, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise torch.OutOfMemoryError("2 GiB more are wanted")
+
+    preparation = prepared(tmp_path, family)
+    worker = worker_of(preparation)
+    monkeypatch.setattr("evomerge.merging.pullback._dot", never)
+    outcome = leg_at(worker, preparation, middle(preparation))
+    assert outcome.scores is not None
+    assert (outcome.walk, outcome.no_slope) == (None, "out of memory: 2 GiB more are wanted")
+    monkeypatch.undo()
+    assert leg_at(worker, preparation, middle(preparation)).walk is not None
 
 
 def test_a_model_in_bfloat16(tmp_path: Path, family: Family) -> None:
