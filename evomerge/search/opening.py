@@ -29,12 +29,13 @@ from evomerge.search.storage import (
 if TYPE_CHECKING:
     from evomerge.space import SearchSpace
 
-DIGEST, SPACE, PROVENANCE, SAMPLER, ITEMS = (
+DIGEST, SPACE, PROVENANCE, SAMPLER, ITEMS, RACED = (
     "digest",
     "space",
     "provenance",
     "sampler",
     "items",
+    "race_items",
 )
 
 
@@ -96,7 +97,8 @@ def open_for_search(
     )
     if PROVENANCE in facts:
         check_unchanged(facts[PROVENANCE], now, name)
-        _check_items(facts, prepared, name)
+        climbed = any(one.walk is not None for one in store.records())
+        _check_items(facts, prepared, name, climbed)
         _tell_changes(store, prepared.space, now)
     remember_items(store, prepared)
     if DIGEST not in facts:
@@ -115,6 +117,7 @@ def _record(store: StudyStore, prepared: Preparation, now: dict[str, Any]) -> No
             PROVENANCE: now,
             "genes": [gene.name for gene in prepared.genes],
             ITEMS: prepared.search_items.digest(),
+            RACED: len(prepared.race_items or ()),
             SAMPLER: _sampling(space),
             DIGEST: space.digest(),  # last: a study with a digest has everything else
         }
@@ -150,7 +153,7 @@ def _sampling(space: SearchSpace) -> dict[str, Any]:
     return space.search.model_dump(mode="json", exclude={"patience"})
 
 
-def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str) -> None:
+def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str, climbed: bool) -> None:
     if facts.get(ITEMS) not in (None, prepared.search_items.digest()):
         problem = (
             "its tasks' items, prompts or tokenizer have changed since it began, so that scores "
@@ -162,6 +165,20 @@ def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str) -> 
                 "split: evaluation says so of a task"
             )
         raise StudyError([Fault(f"study {name}", problem)])
+    _check_fresh(facts, prepared, climbed)
+
+
+def _check_fresh(facts: Mapping[str, Any], prepared: Preparation, climbed: bool) -> None:
+    """A climb learns from what the race leaves: other race items would not be fresh to it."""
+    before, now = facts.get(RACED), len(prepared.race_items or ())
+    if climbed and before not in (None, now):
+        place = prepared.space.fault(("finals", "items"), "").place
+        problem = (
+            f"{now} race items; the study began with {before} and its climb has learnt from the "
+            "rest, so that no others are fresh. Put the number back, or begin another study "
+            "(--study NAME; --fresh sets the old one aside)"
+        )
+        raise StudyError([Fault(place, problem)])
 
 
 def _check_same(store: StudyStore, space: SearchSpace, name: str) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -43,6 +44,21 @@ def begun(prepared: Preparation, folder: StudyFolder) -> StudyStore:
     store.plan(prepared.baselines)
     store.tell(store.ask({}).number, 0.5)
     return store
+
+
+def test_race_items_stay_fresh_to_the_climb(prepared: Preparation, folder: StudyFolder) -> None:
+    """It learns from what the race leaves, so that a larger race would know what it judges by."""
+    some, more = (
+        replace(prepared, race_items=prepared.search_items),
+        replace(prepared, race_items=None),
+    )
+    store = begun(some, folder)
+    store = open_for_search(more, folder, "quickstart", None)
+    number = store.ask({}).number
+    store.tell(number, 0.5, walk={"any": 1})
+    with pytest.raises(StudyError, match=r"finals\.items: 0 race items; .*began with 800"):
+        open_for_search(more, folder, "quickstart", None)
+    open_for_search(some, folder, "quickstart", None)
 
 
 def test_study_of_somebody_else_is_refused_and_kept(
