@@ -8,11 +8,15 @@ from typing import Any
 from evomerge.checkpoints import Checkpoint, MergedVocabulary
 from evomerge.errors import Fault, InputError
 from evomerge.evaluation import ItemSet
+from evomerge.evaluation.queries import Continuation, Query, Rolling
 from evomerge.search.evaluator import EvaluatorPlan, items_of
 from evomerge.search.gathering import Faults
 
 ROUNDS = 3
 """A race has so many rounds, if every task has an item for each."""
+
+MANY = 0.02
+"""The share of an unseen part's questions that may be known without a word: a data set's own."""
 
 Parts = tuple[Any, ItemSet | None, ItemSet | None]
 """Searched on (None after a fault), held out, raced on."""
@@ -59,7 +63,31 @@ def parts_of(
             raced = race_items(plan, tokenizer, config, notes)
         except InputError as problem:
             faults.add([_at_its_key(fault, at_key) for fault in problem.faults], type(problem))
+    notes += _known(searched, raced, "race", "come fresh to it")
+    notes += _known(searched, held_out, "held-out", "prove what they should")
     return searched, held_out, raced
+
+
+def _known(searched: ItemSet | None, apart: ItemSet | None, name: str, but: str) -> list[str]:
+    """A note where items that should be new ask what search items ask: parts are drawn apart task
+    by task, but two tasks may have the same documents, and a data set may have them twice."""
+    if searched is None or apart is None:
+        return []
+    seen = {_asked(query) for query in searched.queries}
+    again = sum(_asked(query) in seen for query in apart.queries)
+    if again <= MANY * len(apart.queries):
+        return []
+    return [
+        f"{again} of the {len(apart.queries)} {name} questions are also among the search items', "
+        f"so that the {name} items do not {but}; are two tasks, or a holdout_task, made of the "
+        "same documents?"
+    ]
+
+
+def _asked(query: Query) -> object:
+    if isinstance(query, Continuation):
+        return query.window
+    return query.windows if isinstance(query, Rolling) else query.tokens
 
 
 def _at_its_key(fault: Fault, at_key: AtKey) -> Fault:

@@ -1,0 +1,79 @@
+"""Parts of the items that are not apart: told before anything is searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from evomerge.search.preparation import Preparation, prepare
+from evomerge.space import load_space
+from tests.evaluation.worlds import TaskFolder, metrics
+from tests.merging.worlds import WORDS, Family, write_family
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return write_family(tmp_path_factory.mktemp("models"), num_hidden_layers=2)
+
+
+def prepared(tmp_path: Path, family: Family, other: int, tasks: list[str]) -> Preparation:
+    """``words`` has 60 documents; ``other`` those of the draw that begins there."""
+    draw = np.random.default_rng(0)
+    rows = [
+        {"text": " ".join(draw.choice(WORDS[3:], 6)), "label": int(draw.integers(4))}
+        for _ in range(200)
+    ]
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, first in (("words", 0), ("other", other)):
+        TaskFolder(folder).add(
+            name,
+            {"test": rows[first : first + 60]},
+            output_type="multiple_choice",
+            doc_to_text="{{text}}",
+            doc_to_target="label",
+            doc_to_choice=["w3", "w5 w1", "w9 w2", "w20"],
+            metric_list=metrics("acc"),
+        )
+    more = {"holdout_task": "other"} if len(tasks) == 1 else {}
+    data = {
+        "base_model": str(family.base),
+        "models": [str(path) for path in family.tuned],
+        "merge_method": "task_arithmetic",
+        "dtype": "float32",
+        "genome": {"weight": [0.0, 1.0]},
+        "include_path": [str(folder)],
+        "tasks": [{"task": task, "items": 20, **more} for task in tasks],
+        "holdout": {"items": 20},
+    }
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return prepare(load_space(file))
+
+
+def told(preparation: Preparation) -> list[str]:
+    return [note for note in preparation.notes if "also among the search items" in note]
+
+
+def test_a_holdout_task_of_the_same_documents_is_told(tmp_path: Path, family: Family) -> None:
+    (note,) = told(prepared(tmp_path, family, 0, ["words"]))
+    assert "of the 80 held-out questions" in note
+    assert "holdout_task" in note
+
+
+def test_two_tasks_of_the_same_documents_are_told(tmp_path: Path, family: Family) -> None:
+    notes = told(prepared(tmp_path, family, 0, ["words", "other"]))
+    assert sum("held-out questions" in note for note in notes) == 1
+    assert all("race" in note or "held-out" in note for note in notes)
+
+
+@pytest.mark.parametrize("tasks", [["words"], ["words", "other"]])
+def test_nothing_is_told_of_other_documents(
+    tmp_path: Path, family: Family, tasks: list[str]
+) -> None:
+    preparation = prepared(tmp_path, family, 100, tasks)
+    assert preparation.holdout_items is not None
+    assert told(preparation) == []
