@@ -38,7 +38,10 @@ def climb_words(study: StudyReport) -> str | None:
     found = study.agreement
     if found is None:
         vain = [one.no_slope for one in study.trials if one.no_slope is not None]
-        return f"No climb: {vain[-1]}. CMA-ES searched by the fitness alone." if vain else None
+        climbed = any(one.walk is not None for one in study.trials)
+        if climbed or not vain:
+            return None
+        return f"No climb: {vain[-1]}. CMA-ES searched by the fitness alone."
     words = (
         f"The climb: along its {found.legs} legs the smooth fitness whose slope is taken went from "
         f"{found.smooth[0]:.4f} to {found.smooth[1]:.4f}, the fitness from {found.fitness[0]:.4f} "

@@ -65,6 +65,7 @@ def test_why_there_was_no_climb_is_told() -> None:
     assert words_of(TrialRecord(0, "baseline", "complete", 0.4), vain) == (
         "No climb: task own: code. CMA-ES searched by the fitness alone."
     )
+    assert words_of(leg(0, 0.5, 0.4), vain) is None, "one leg was walked"
 
 
 def test_nothing_is_told_of_what_was_not_climbed() -> None:
