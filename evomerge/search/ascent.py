@@ -1,122 +1,41 @@
 """Ascent along slopes: the start of a search, where the fitness has a slope.
 
-Every trial of the ascent scores the point where it stands, and takes a leg of the climb from there
-(``climbing``), at whose end the next one begins. When a climb is over, its last steps' mean is
-scored. A second climb begins elsewhere, as there may be several tops; then CMA-ES goes on from the
-fitter mean with small steps.
+Every trial of the ascent takes a leg of a climb (``climbing``), which begins where the last one
+ended, and scores the mean of the last steps till then. There may be several tops, so two climbs
+begin, at two places; the one that is fitter after a few legs goes on first, then the other one.
+When a climb is over, its last steps' mean is scored. CMA-ES goes on from the fitter one with small
+steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from evomerge.search.climbing import STEP, Place, Walk, genome_at
+from evomerge.search.climbing import STEP, Place, genome_at
 from evomerge.search.cmaes import Replay, Solution
+from evomerge.search.legs import CLIMB, Climb, breaks, promise, reached
 from evomerge.search.sampler import CmaEsSampler
 from evomerge.search.seeded import (
     BASELINE,
     CLIMBED,
     KIND,
     LEG,
-    TOLD,
-    WALK,
     GeneSampler,
+    arrival,
     minimised,
 )
 from evomerge.space.genes import chooses_method
 
 CLIMBS = 2
 
-DEPTH = 10
-"""A climb is so many legs, one after the other."""
-
-LEGS = 40
-"""A climb has so many legs at most: workers climb side by side, and some may fail."""
-
-LAST = 8
-"""The mean of the legs that hold the last so many steps stands for a climb."""
-
 APART = 0.2
 """Baselines lie apart that differ by so much of a gene's range in some gene."""
 
-VAIN = 2
-"""After so many legs in a row that came to nothing, no further one is begun: the first may have
-failed by chance."""
-
-ASTRAY = 4
-"""After so many legs in a row that begin where floors are broken, a climb is over."""
-
 SIGMA = 0.05
 """CMA-ES's first standard deviation after the ascent, as a share of a gene's range."""
-
-_CLIMB = "climb"
-"""Which climb a leg belongs to, from 0."""
-
-
-@dataclass(frozen=True)
-class _Climb:
-    """What the trials of a study say of a climb.
-
-    Args:
-        number: which one, from 0.
-        walks: of the legs that are finished, in the order of arrival.
-        begun: how many legs were.
-        running: how many of them are not finished.
-        vain: how many of the last finished ones, one after the other, came to nothing.
-        top: the trial of its mean, once that was drawn.
-        strayed: whether it has left the floors behind, which slopes do not know.
-    """
-
-    number: int
-    walks: list[Walk]
-    begun: int
-    running: int
-    vain: int
-    top: Any
-    strayed: bool
-
-    @classmethod
-    def of(cls, number: int, trials: Sequence[Any]) -> _Climb:
-        legs = [one for one in trials if one.user_attrs.get(LEG, {}).get(_CLIMB) == number]
-        finished = [one for one in legs if one.state.is_finished()]
-        walked = sorted((one for one in finished if WALK in one.user_attrs), key=_arrival)
-        walks = [Walk.from_json(one.user_attrs[WALK]) for one in walked]
-        last = walked[-1].number if walked else -1
-        vain = sum(WALK not in one.user_attrs for one in finished if one.number > last)
-        top = next((one for one in trials if one.user_attrs.get(CLIMBED) == number), None)
-        running = len(legs) - len(finished)
-        return cls(number, walks, len(legs), running, vain, top, _strayed(trials, finished))
-
-    @property
-    def flat(self) -> bool:
-        """Whether slopes were asked for in vain."""
-        return self.vain >= VAIN and not self.walks
-
-    @property
-    def over(self) -> bool:
-        """Whether no further leg is begun."""
-        deep = any(one.depth >= DEPTH for one in self.walks)
-        return deep or self.begun >= LEGS or self.vain >= VAIN or self.strayed
-
-    @property
-    def place(self) -> Place:
-        """Where the next leg begins: at the mean of the last ends, as many as there are workers."""
-        return Place.between([one.end for one in self.walks[-1 - self.running :]])
-
-    @property
-    def mean(self) -> np.ndarray | None:
-        """``[genes]`` of the last steps, in shares of the ranges; None before the first."""
-        last: list[np.ndarray] = []
-        steps = 0
-        for one in reversed(self.walks):
-            if steps < LAST:
-                last.append(one.mean)
-                steps += one.steps
-        return np.mean(last, axis=0) if last else None
 
 
 class AscentSampler(GeneSampler):
@@ -159,8 +78,9 @@ class AscentSampler(GeneSampler):
         if climb is not None and climb.flat:
             return self._plain.sample_relative(study, trial, search_space)
         if climb is not None:
-            foot = self._foot(study, climb, trial.number)
-            return genome_at(self._ranges, foot.point if isinstance(foot, Place) else foot)
+            mean = climb.mean
+            scored = self._foot(study, climb, trial.number).point if mean is None else mean
+            return genome_at(self._ranges, scored)
         top, drawn = self._after(study)
         point = self._replay.ask(top, drawn, trial.number)
         return dict(zip(self._ranges, point.tolist(), strict=True))
@@ -170,18 +90,19 @@ class AscentSampler(GeneSampler):
         climb = self._climb(study)
         if climb is None or climb.flat:
             return {}
-        foot = self._foot(study, climb, number)
-        if isinstance(foot, Place):
-            return {LEG: {_CLIMB: climb.number, **foot.to_json()}}
-        return {CLIMBED: climb.number}
+        if climb.over and climb.walks:
+            return {CLIMBED: climb.number}
+        return {LEG: {CLIMB: climb.number, **self._foot(study, climb, number).to_json()}}
 
     def mean(self, study: Any) -> dict[str, float] | None:
-        """Of the last steps of a climb that is not over; CMA-ES's, once it has taken over."""
+        """Of the last steps of the climb that has come furthest, while one goes on; CMA-ES's, once
+        it has taken over."""
         climb = self._climb(study)
         if climb is not None and climb.flat:
             return self._plain.mean(study)
         if climb is not None:
-            return None if climb.mean is None else genome_at(self._ranges, climb.mean)
+            mean = max(self._climbs(study), key=reached).mean
+            return None if mean is None else genome_at(self._ranges, mean)
         mean = self._replay.mean(*self._after(study))
         return dict(zip(self._ranges, mean.tolist(), strict=True))
 
@@ -193,21 +114,26 @@ class AscentSampler(GeneSampler):
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
         return self._plain.sample_independent(study, trial, name, distribution)
 
-    def _climb(self, study: Any) -> _Climb | None:
+    def _climb(self, study: Any) -> Climb | None:
         """The one that is going on, or fails; None when all are over and their means drawn."""
-        trials = study.get_trials(deepcopy=False)
-        for number in range(CLIMBS):
-            climb = _Climb.of(number, trials)
-            if climb.flat and number > 0:
-                return None
-            if climb.top is None and (climb.begun or len(self._starts(study)) > number):
-                return climb
-        return None
+        climbs = self._climbs(study)
+        if climbs[0].flat:
+            return climbs[0]
+        starts = len(self._starts(study))
+        going = [
+            one
+            for one in climbs
+            if one.top is None and not one.flat and (one.begun or one.number < starts)
+        ]
+        scouts = [one for one in going if not one.over and one.scouted is None]
+        return next(iter(scouts or sorted(going, key=promise)), None)
 
-    def _foot(self, study: Any, climb: _Climb, number: int) -> Place | np.ndarray:
-        """Where the leg of a trial begins; of a climb that is over, its mean, to be scored."""
-        if climb.over and climb.mean is not None:
-            return climb.mean
+    def _climbs(self, study: Any) -> list[Climb]:
+        trials = study.get_trials(deepcopy=False)
+        return [Climb.of(number, trials) for number in range(CLIMBS)]
+
+    def _foot(self, study: Any, climb: Climb, number: int) -> Place:
+        """Where the leg of a trial begins."""
         if climb.walks:
             return climb.place
         start = self._starts(study)[climb.number]
@@ -242,7 +168,7 @@ class AscentSampler(GeneSampler):
         scored = self._scored(study)
         tops = [one for one in scored if CLIMBED in one.user_attrs]
         best = min(tops, key=_fitness, default=None)
-        if best is not None and _breaks(best):
+        if best is not None and breaks(best):
             before = [one for one in scored if one.user_attrs.get(KIND) == BASELINE]
             before += [one for one in scored if LEG in one.user_attrs]
             best = min([*tops, *before], key=_fitness)
@@ -264,35 +190,12 @@ class AscentSampler(GeneSampler):
             for one in study.get_trials(deepcopy=False)
             if one.values and self._ranges.keys() <= one.params.keys()
         ]
-        return sorted(done, key=_arrival)
+        return sorted(done, key=arrival)
 
     def _values(self, genome: Mapping[str, float]) -> np.ndarray:
         return np.array([genome[name] for name in self._ranges])
 
 
-def _strayed(trials: Sequence[Any], legs: Sequence[Any]) -> bool:
-    """Whether so many legs in a row began where floors are broken, none of them the best till then
-    by what it lacks: a climb that only crosses such ground comes back sooner."""
-    known = [one for one in trials if one.values and one.user_attrs.get(KIND) == BASELINE]
-    best, astray = min(map(minimised, known), default=np.inf), 0
-    for leg in sorted((one for one in legs if one.values), key=_arrival):
-        value = minimised(leg)
-        astray = astray + 1 if _breaks(leg) and value >= best else 0
-        best = min(best, value)
-        if astray >= ASTRAY:
-            return True
-    return False
-
-
-def _breaks(trial: Any) -> bool:
-    """Whether a trial breaks a floor."""
-    return any(lack > 0 for lack in trial.constraints.values())
-
-
 def _fitness(trial: Any) -> tuple[float, int]:
     """Sorts trials, the best first."""
     return minimised(trial), trial.number
-
-
-def _arrival(trial: Any) -> tuple[int, int]:
-    return int(trial.user_attrs.get(TOLD, trial.number)), trial.number

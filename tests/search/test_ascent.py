@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from optuna.distributions import FloatDistribution
 
 from evomerge.errors import EvomergeError, TrialError
-from evomerge.search.ascent import APART, ASTRAY, DEPTH, LAST
+from evomerge.search.ascent import APART
 from evomerge.search.budget import Budget
 from evomerge.search.climbing import HALVED, STEP, Place, Walk, steps_of_leg, walk
 from evomerge.search.finalists import best_climbed
 from evomerge.search.floors import Floor
+from evomerge.search.legs import ASTRAY, DEPTH, LAST, SCOUT
 from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, LocalPool, Outcome
 from evomerge.search.records import PlannedBaseline, TrialRecord
@@ -71,8 +71,6 @@ class Climbing(AnalyticEvaluator):
         if job.leg is None or not self._slopes:
             return outcome
         place = Place.from_json(job.leg)
-        genome = yaml.safe_load(job.recipe)
-        assert [genome[name] for name in sorted(genome)] == pytest.approx(place.point.tolist())
         walked = walk(Hill(), place, STEPS_OF_LEG, (0, int(job.key)))
         return replace(outcome, items=4, walk=walked.to_json())
 
@@ -118,48 +116,67 @@ def point_of(record: TrialRecord) -> np.ndarray:
 def test_it_begins_at_the_baselines_and_reaches_the_top(
     tmp_path: Path, problem: AnalyticProblem
 ) -> None:
-    records = searched(tmp_path / "a.db", problem, Climbing(ridge), 3 + 8)
+    records = searched(tmp_path / "a.db", problem, Climbing(ridge), 3 + 14)
     assert records[3].genome == problem.point(0.2), "between the best two in the genome"
     assert best(records) > 1 - 2e-3
     plain = make_store(tmp_path / "b.db", problem)
-    SearchLoop(plain, problem, Budget(3 + 30)).run(LocalPool(lambda: AnalyticEvaluator(ridge)))
+    SearchLoop(plain, problem, Budget(3 + 53)).run(LocalPool(lambda: AnalyticEvaluator(ridge)))
     assert best(records) > best(plain.records()), "CMA-ES has as many scored items"
 
 
 def test_each_leg_begins_where_the_last_one_ended(tmp_path: Path, problem: AnalyticProblem) -> None:
-    searched(tmp_path / "a.db", problem, Climbing(ridge), 8)
+    """And scores the mean of the last steps till then."""
+    searched(tmp_path / "a.db", problem, Climbing(ridge), 3 + SCOUT)
     records = make_store(tmp_path / "a.db", problem, "ascent").records()
-    assert [record.leg is not None for record in records] == [False] * 3 + [True] * 5
-    assert [record.items for record in records] == [1] * 3 + [4] * 5
-    for before, after in pairwise(records[3:]):
+    assert [record.leg is not None for record in records] == [False] * 3 + [True] * SCOUT
+    assert [record.items for record in records] == [1] * 3 + [4] * SCOUT
+    assert point_of(records[3]).tolist() == records[3].leg["point"]
+    for place, (before, after) in enumerate(pairwise(records[3:]), 1):
         assert before.walk is not None
         assert after.leg == {"climb": 0, **before.walk["end"]}
-        assert point_of(after).tolist() == before.walk["end"]["point"]
-    assert [record.leg["steps"] for record in records if record.leg] == [0, 4, 8, 12, 16]
+        assert point_of(after) == pytest.approx(mean_of(records[3 : 3 + place]))
+    assert [record.leg["steps"] for record in records if record.leg] == [0, 4, 8]
+
+
+def mean_of(legs: list[TrialRecord]) -> np.ndarray:
+    """Of their last steps."""
+    walks = [leg.walk for leg in legs[-LAST // STEPS_OF_LEG :]]
+    return np.mean([walk["mean"] for walk in walks if walk is not None], axis=0)
+
+
+def test_the_fitter_of_two_climbs_goes_on_first(tmp_path: Path, problem: AnalyticProblem) -> None:
+    """The first begins between the two best baselines, the second at the best."""
+    records = searched(tmp_path / "a.db", problem, Climbing(ridge), 60)
+    legs = [record for record in records if record.leg is not None]
+    walked = [[one for one in legs if one.leg and one.leg["climb"] == n] for n in range(2)]
+    assert [point_of(climb[0]).tolist() for climb in walked] == [[0.2] * 4, [0.4] * 4]
+    assert [len(climb) for climb in walked] == [DEPTH, DEPTH]
+    scouts = [climb[SCOUT - 1] for climb in walked]
+    fitter = max((0, 1), key=lambda n: float(scouts[n].fitness or -np.inf))
+    assert fitter == 1, "it begins nearer to the top"
+    order = [0] * SCOUT + [1] * SCOUT + [1] * (DEPTH - SCOUT) + [0] * (DEPTH - SCOUT)
+    assert [one.leg and one.leg["climb"] for one in legs] == order
+    tops = [record for record in records if record.climbed is not None]
+    ends = [walked[n][-1].number + 1 for n in (1, 0)]
+    assert [(top.number, top.climbed) for top in tops] == [(ends[0], 1), (ends[1], 0)]
+    for climb, top in zip((walked[1], walked[0]), tops, strict=True):
+        assert point_of(top) == pytest.approx(mean_of(climb))
 
 
 def test_after_two_climbs_cma_es_goes_on_near_the_fitter_mean(
     tmp_path: Path, problem: AnalyticProblem
 ) -> None:
-    """The first begins between the two best baselines, the second at the best."""
     records = searched(tmp_path / "a.db", problem, Climbing(ridge), 60)
-    first, second = range(3, 3 + DEPTH), range(4 + DEPTH, 4 + 2 * DEPTH)
-    assert [record.number for record in records if record.leg is not None] == [*first, *second]
     tops = [record for record in records if record.climbed is not None]
-    assert [(top.number, top.climbed) for top in tops] == [(first.stop, 0), (second.stop, 1)]
-    for climb, top in zip((first, second), tops, strict=True):
-        last = [records[number].walk for number in climb[-LAST // STEPS_OF_LEG :]]
-        means = [one["mean"] for one in last if one is not None]
-        assert point_of(top) == pytest.approx(np.mean(means, axis=0))
-    starts = [point_of(records[climb[0]]) for climb in (first, second)]
-    assert [start.tolist() for start in starts] == [[0.2] * 4, [0.4] * 4]
     fitter = max(tops, key=lambda one: one.fitness or 0.0)
-    for record in records[second.stop + 1 :]:
+    after = records[tops[-1].number + 1 :]
+    assert len(after) > 20
+    for record in after:
         assert float(np.abs(point_of(record) - point_of(fitter)).max()) < 0.3
     legs = [record for record in records if record.leg is not None]
     fittest = max(legs, key=lambda one: (one.fitness or 0.0, -one.number))
     raced = {record.number for record in best_climbed(records)}
-    assert raced == {*(top.number for top in tops), second[-1], fittest.number}
+    assert raced == {*(top.number for top in tops), legs[-1].number, fittest.number}
 
 
 def test_there_is_one_climb_where_no_baseline_lies_apart(
@@ -181,16 +198,16 @@ def test_there_is_one_climb_where_no_baseline_lies_apart(
 def test_the_mean_is_there_before_the_climb_is_over(
     tmp_path: Path, problem: AnalyticProblem
 ) -> None:
-    """It is raced in the end, however early the budget is spent."""
+    """It is raced in the end, however early the budget is spent. Of the climb that is furthest."""
     store = make_store(tmp_path / "a.db", problem, "ascent")
     SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
     assert store.mean() is None
     SearchLoop(store, problem, Budget(7)).run(LocalPool(lambda: Climbing(ridge)))
-    walks = [record.walk for record in store.records()[-2:]]
+    legs = store.records()[3:]
+    assert [one.leg and one.leg["climb"] for one in legs] == [0] * SCOUT + [1]
     mean = store.mean()
     assert mean is not None
-    means = [one["mean"] for one in walks if one is not None]
-    assert [mean[name] for name in sorted(mean)] == pytest.approx(np.mean(means, axis=0))
+    assert [mean[name] for name in sorted(mean)] == pytest.approx(mean_of(legs[:SCOUT]))
 
 
 def test_a_resumed_study_is_the_uninterrupted_one(tmp_path: Path, problem: AnalyticProblem) -> None:
@@ -262,7 +279,8 @@ def test_failures_are_passed_by(tmp_path: Path, problem: AnalyticProblem) -> Non
     later = searched(tmp_path / "c.db", problem, Climbing(failing(ridge, lambda n: n > 4)), 20)
     assert [record.number for record in later if record.walk is not None] == [3, 4]
     legs = [record.number for record in later if record.leg is not None]
-    assert legs == [3, 4, 5, 6, 8, 9], "two in vain end a climb; its mean is scored"
+    assert legs == [3, 4, 5, 6, 7, 8], "two in vain end a climb"
+    assert later[9].climbed == 0, "its mean is scored"
 
 
 def test_workers_climb_side_by_side(tmp_path: Path, problem: AnalyticProblem) -> None:
@@ -357,10 +375,12 @@ def test_a_climb_that_only_breaks_floors_is_given_up(tmp_path: Path) -> None:
 
     free = searched(tmp_path / "free.db", AnalyticProblem(), Climbing(ridge), 50)
     fenced = searched(tmp_path / "fenced.db", Fenced(), Climbing(ridge), 50)
-    legs = [record.number for record in fenced if record.leg is not None]
+    legs = [record for record in fenced if record.leg is not None]
     assert len(legs) < sum(record.leg is not None for record in free)
-    assert kept(fenced)[legs[-ASTRAY] : legs[-1] + 1] == [False] * ASTRAY
-    assert sum(kept(fenced)[legs[-1] + 2 :]) > 10
+    for number in range(2):
+        climb = [one for one in legs if one.leg and one.leg["climb"] == number]
+        assert kept(climb)[-ASTRAY:] == [False] * ASTRAY
+    assert sum(kept(fenced)[legs[-1].number + 2 :]) > 10
     parts = searched(tmp_path / "parts.db", Fenced(), Climbing(ridge), 9)
     parts = searched(tmp_path / "parts.db", Fenced(), Climbing(ridge), 50)
     assert [record.genome for record in parts] == [record.genome for record in fenced]
