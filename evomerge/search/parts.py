@@ -9,6 +9,7 @@ from evomerge.checkpoints import Checkpoint, MergedVocabulary
 from evomerge.errors import Fault, InputError
 from evomerge.evaluation import ItemSet
 from evomerge.evaluation.queries import Continuation, Query, Rolling
+from evomerge.evaluation.slopes.questions import SmoothFitness
 from evomerge.search.evaluator import EvaluatorPlan, items_of
 from evomerge.search.gathering import Faults
 
@@ -63,9 +64,18 @@ def parts_of(
             raced = race_items(plan, tokenizer, config, notes)
         except InputError as problem:
             faults.add([_at_its_key(fault, at_key) for fault in problem.faults], type(problem))
+    if plan.neighbourhood is not None and searched is not None:
+        notes += _sloping(plan.neighbourhood.fitness(searched, tokenizer, config))
     notes += _known(searched, raced, "race", "come fresh to it")
     notes += _known(searched, held_out, "held-out", "prove what they should")
     return searched, held_out, raced
+
+
+def _sloping(fitness: SmoothFitness) -> list[str]:
+    """Notes of what the ascent does not see."""
+    if fitness.no_slope is not None:
+        return [f"{fitness.no_slope}; CMA-ES searches by the fitness alone"]
+    return [f"the slope is taken without {one}" for one in fitness.left_out_words]
 
 
 def _known(searched: ItemSet | None, apart: ItemSet | None, name: str, but: str) -> list[str]:

@@ -19,7 +19,7 @@ from evomerge.errors import TrialError
 from evomerge.evaluation import context_length
 from evomerge.evaluation.slopes.gradients import Gradients
 from evomerge.evaluation.slopes.memory import Limits
-from evomerge.evaluation.slopes.questions import cut, smooth_fitness
+from evomerge.evaluation.slopes.questions import SmoothFitness, cut, smooth_fitness
 from evomerge.merging import Pullback, StagedEngine
 from evomerge.merging.adding import Term, coefficients
 from evomerge.recipe import Recipe
@@ -87,6 +87,22 @@ class Neighbourhood:
             {name: highs[name] - lows[name] for name in lows},
             self.recipes({**genome, **lows}),
             self.recipes({**genome, **highs}),
+        )
+
+    def fitness(self, items: ItemSet, tokenizer: Any, config: Any) -> SmoothFitness:
+        """The smooth fitness of items in the space.
+
+        Args:
+            items: the space's.
+            tokenizer: theirs.
+            config: the models'.
+        """
+        return smooth_fitness(
+            items,
+            tokenizer,
+            context_length(config, tokenizer),
+            chat=self.space.apply_chat_template,
+            plain_sum=self.space.plain_sum,
         )
 
     def recipes(self, genome: Mapping[str, float]) -> list[Recipe]:
@@ -162,20 +178,11 @@ class Slopes:
         blocks: int = 1,
     ) -> None:
         self._neighbourhood, self._engine, self._model = neighbourhood, engine, model
-        space = neighbourhood.space
-        fitness = smooth_fitness(
-            items,
-            tokenizer,
-            context_length(model.config, tokenizer),
-            chat=space.apply_chat_template,
-            plain_sum=space.plain_sum,
-        )
-        told = [f"task {task}: {why}" for task, why in fitness.left_out.items()]
-        for one in told:
+        fitness = neighbourhood.fitness(items, tokenizer, model.config)
+        for one in fitness.left_out_words:
             _LOGGER.warning("the slope is taken without %s", one)
-        if not fitness.questions:
-            reason = "; ".join(told) or "every weight is 0"
-            raise TrialError(f"the fitness has no slope: {reason}")
+        if fitness.no_slope is not None:
+            raise TrialError(fitness.no_slope)
         limits = Limits.of(model, device)
         self._gradients = [
             Gradients(model, block, device=device, tree=tree, limits=limits)

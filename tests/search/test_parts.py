@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,13 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return write_family(tmp_path_factory.mktemp("models"), num_hidden_layers=2)
 
 
-def prepared(tmp_path: Path, family: Family, other: int, tasks: list[str]) -> Preparation:
-    """``words`` has 60 documents; ``other`` those of the draw that begins there."""
+def prepared(
+    tmp_path: Path, family: Family, other: int, tasks: list[str], judged: Sequence[str] = ()
+) -> Preparation:
+    """``words`` has 60 documents; ``other`` those of the draw that begins there.
+
+    ``judged`` are tasks that judge answers with code of their own, which has no slope.
+    """
     draw = np.random.default_rng(0)
     rows = [
         {"text": " ".join(draw.choice(WORDS[3:], 6)), "label": int(draw.integers(4))}
@@ -38,6 +44,10 @@ def prepared(tmp_path: Path, family: Family, other: int, tasks: list[str]) -> Pr
             doc_to_choice=["w3", "w5 w1", "w9 w2", "w20"],
             metric_list=metrics("acc"),
         )
+    (folder / "own.py").write_text("def judge(doc, results):\n    return {'acc': 1.0}\n")
+    for name in judged:
+        with (folder / f"{name}.yaml").open("a") as file:
+            file.write("process_results: !function own.judge\n")
     more = {"holdout_task": "other"} if len(tasks) == 1 else {}
     data = {
         "base_model": str(family.base),
@@ -49,9 +59,9 @@ def prepared(tmp_path: Path, family: Family, other: int, tasks: list[str]) -> Pr
         "tasks": [{"task": task, "items": 20, **more} for task in tasks],
         "holdout": {"items": 20},
     }
-    file = tmp_path / "space.yaml"
-    file.write_text(yaml.safe_dump(data))
-    return prepare(load_space(file))
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(data))
+    return prepare(load_space(space))
 
 
 def told(preparation: Preparation) -> list[str]:
@@ -76,3 +86,17 @@ def test_nothing_is_told_of_other_documents(
     preparation = prepared(tmp_path, family, 100, tasks)
     assert preparation.holdout_items is not None
     assert told(preparation) == []
+
+
+def test_tasks_that_the_slope_does_not_see_are_told(tmp_path: Path, family: Family) -> None:
+    notes = prepared(tmp_path, family, 100, ["words", "other"], judged=["other"]).notes
+    (note,) = [one for one in notes if "slope" in one]
+    assert note.startswith("the slope is taken without task other: ")
+    assert "code of its own" in note
+
+
+def test_a_fitness_without_a_slope_is_told(tmp_path: Path, family: Family) -> None:
+    notes = prepared(tmp_path, family, 100, ["words"], judged=["words"]).notes
+    (note,) = [one for one in notes if "slope" in one]
+    assert note.startswith("the fitness has no slope: task words: ")
+    assert note.endswith("CMA-ES searches by the fitness alone")

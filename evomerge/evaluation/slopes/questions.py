@@ -66,6 +66,18 @@ class SmoothFitness:
     questions: tuple[Question, ...]
     left_out: Mapping[str, str]
 
+    @property
+    def left_out_words(self) -> tuple[str, ...]:
+        """Each task that has no part in it, with the reason."""
+        return tuple(f"task {task}: {why}" for task, why in self.left_out.items())
+
+    @property
+    def no_slope(self) -> str | None:
+        """Why there is nothing to differentiate; None where there is."""
+        if self.questions:
+            return None
+        return f"the fitness has no slope: {'; '.join(self.left_out_words) or 'every weight is 0'}"
+
 
 def smooth_fitness(
     items: ItemSet,
