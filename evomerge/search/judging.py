@@ -32,7 +32,8 @@ def judge_goals(
     Returns:
         why there is no verdict; None if there is one.
     """
-    chosen = chosen_of(records, prepared.space.finals.candidates)
+    requests = prepared.search_items.requests
+    chosen = chosen_of(records, prepared.space.finals.candidates, requests)
     if known_front(store.facts, records) is not None:
         return None
     if not prepared.space.finals.candidates:

@@ -9,14 +9,16 @@ a win in less than one case of twenty. (That a point must pass every baseline ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from evomerge.evaluation import Comparison, Scores, TaskRequest
+from evomerge.evaluation import Comparison, MetricName, Scores, TaskRequest
 from evomerge.search.finalists import finished
 from evomerge.search.goals import covers, front, spread
 from evomerge.search.keeping import FloorCheck, flipped, raised
+from evomerge.search.race import Z
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import BASELINE
 from evomerge.search.verdict import FEWEST
@@ -138,22 +140,64 @@ class Chosen:
 
     Args:
         points: searched trials of the front.
-        baselines: those that no other baseline beats in all goals; where there are floors and one
-            of them keeps them, none that breaks them.
+        baselines: all but those that another one beats beyond noise in every goal; where there are
+            floors and one of them keeps them, none that breaks them.
     """
 
     points: tuple[TrialRecord, ...]
     baselines: tuple[TrialRecord, ...]
 
 
-def chosen_of(records: Sequence[TrialRecord], count: int) -> Chosen:
-    """The points of a study's front to be judged, at most so many, and their baselines."""
+def chosen_of(
+    records: Sequence[TrialRecord], count: int, requests: Sequence[TaskRequest]
+) -> Chosen:
+    """The points of a study's front to be judged, at most so many, and their baselines.
+
+    Args:
+        records: its trials.
+        count: how many points at most.
+        requests: what the goals are.
+    """
     searched = [record for record in front(records) if record.kind != BASELINE]
     complete = [one for one in records if one.kind == BASELINE and one.state == "complete"]
     kept = [one for one in complete if one.violation == 0]
     # Without a baseline that keeps them, what is searched has to pass them all.
     unbound = [replace(one, constraints={}) for one in kept or complete]
-    return Chosen(tuple(spread(searched, count)), tuple(front(unbound)))
+    return Chosen(tuple(spread(searched, count)), tuple(_to_pass(unbound, requests)))
+
+
+def _to_pass(
+    baselines: Sequence[TrialRecord], requests: Sequence[TaskRequest]
+) -> list[TrialRecord]:
+    """The baselines that may be, in truth, on the front of all of them, by falling first value.
+
+    One that is behind by luck on the search items would not be passed by what passes the others.
+    """
+    apart = list({one.recipe or str(one.number): one for one in reversed(baselines)}.values())
+    kept = [
+        one for one in apart if not any(_surely_covers(other, one, requests) for other in apart)
+    ]
+    return sorted(kept, key=lambda one: ([-value for value in one.values], one.number))
+
+
+def _surely_covers(one: TrialRecord, other: TrialRecord, requests: Sequence[TaskRequest]) -> bool:
+    """Whether one is better in every goal by more than noise: by their standard errors, as if
+    unpaired, which is a bound for the paired difference's."""
+    goals = [request for request in requests if request.weight]
+    return all(
+        ahead - behind > Z * math.hypot(_error(one, request), _error(other, request))
+        for request, ahead, behind in zip(goals, one.values, other.values, strict=True)
+    )
+
+
+def _error(record: TrialRecord, request: TaskRequest) -> float:
+    """The standard error of a goal; infinite where none is known."""
+    found = [
+        error
+        for name, (_, error) in record.scores.get(request.task, {}).items()
+        if MetricName.parse(name).name == request.metric.name
+    ]
+    return max((math.inf if one is None else one for one in found), default=math.inf)
 
 
 def known_front(facts: Mapping[str, Any], records: Sequence[TrialRecord]) -> FrontVerdict | None:
