@@ -261,6 +261,9 @@ class Finals:
     def _judge(self, decision: Decision) -> tuple[Verdict | None, str | None]:
         items = self._prepared.holdout_items
         winner, baselines = decision.winner, judged_baselines(decision)
+        if winner is None and all(one.kind == BASELINE for one in self._records):
+            first = len(self._prepared.baselines)
+            return None, f"the budget ended with the {first} baselines, which come first; take more"
         if winner is None or not baselines:
             reason = "no searched trial, or no baseline, was scored on all the search items"
             floored = winner is None and bool(self._problem.floors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from evomerge.checkpoints import Checkpoint, MergedVocabulary
@@ -27,6 +27,10 @@ AtKey = Callable[[tuple[str, ...], str], Fault]
 
 _KEYS = {"held-out items": ("holdout", "items"), "race items": ("finals", "items")}
 """What the evaluation room calls a number of items → the key that says it for all tasks."""
+
+_HELD_OUT_KEYS = {**_KEYS, "items": ("holdout", "items")}
+"""The same of the held-out part: items of a ``holdout_task`` are drawn as if they were searched
+on."""
 
 
 def parts_of(
@@ -100,10 +104,10 @@ def _asked(query: Query) -> object:
     return query.windows if isinstance(query, Rolling) else query.tokens
 
 
-def _at_its_key(fault: Fault, at_key: AtKey) -> Fault:
+def _at_its_key(fault: Fault, at_key: AtKey, keys: Mapping[str, tuple[str, str]] = _KEYS) -> Fault:
     """A fault in a number of items that the space gives for all tasks, where it stands there."""
     task, _, what = fault.place.rpartition(": ")
-    return at_key(_KEYS[what], f"{task}: {fault.problem}") if what in _KEYS else fault
+    return at_key(keys[what], f"{task}: {fault.problem}") if what in keys else fault
 
 
 def race_items(
@@ -149,7 +153,8 @@ def _held_out(
         return items_of(plan, tokenizer, config, "holdout")
     except InputError as problem:
         if plan.holdout_items is not None:
-            faults.add([_at_its_key(fault, at_key) for fault in problem.faults], type(problem))
+            found = [_at_its_key(fault, at_key, _HELD_OUT_KEYS) for fault in problem.faults]
+            faults.add(found, type(problem))
         elif any(r.holdout_task for r in plan.requests):
             faults.add(problem.faults, type(problem))
         else:

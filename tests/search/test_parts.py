@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from evomerge.errors import InputError
 from evomerge.search.preparation import Preparation, prepare
 from evomerge.space import load_space
 from tests.evaluation.worlds import TaskFolder, metrics
@@ -21,7 +22,12 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 def prepared(
-    tmp_path: Path, family: Family, other: int, tasks: list[str], judged: Sequence[str] = ()
+    tmp_path: Path,
+    family: Family,
+    other: int,
+    tasks: list[str],
+    judged: Sequence[str] = (),
+    holdout: int = 20,
 ) -> Preparation:
     """``words`` has 60 documents; ``other`` those of the draw that begins there.
 
@@ -57,7 +63,7 @@ def prepared(
         "genome": {"weight": [0.0, 1.0]},
         "include_path": [str(folder)],
         "tasks": [{"task": task, "items": 20, **more} for task in tasks],
-        "holdout": {"items": 20},
+        "holdout": {"items": holdout},
     }
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump(data))
@@ -100,3 +106,14 @@ def test_a_fitness_without_a_slope_is_told(tmp_path: Path, family: Family) -> No
     (note,) = [one for one in notes if "slope" in one]
     assert note.startswith("the fitness has no slope: task words: ")
     assert note.endswith("CMA-ES searches by the fitness alone")
+
+
+def test_too_many_held_out_items_are_refused_where_they_are_asked_for(
+    tmp_path: Path, family: Family
+) -> None:
+    """Of a holdout_task all documents may be drawn, and no more."""
+    with pytest.raises(InputError) as caught:
+        prepared(tmp_path, family, 100, ["words"], holdout=61)
+    (fault,) = caught.value.faults
+    assert "holdout.items" in fault.place
+    assert "task other: 61 items, but there are 60 documents" in fault.problem
