@@ -21,7 +21,7 @@ class Agreement:
         legs: how many.
         smooth: the smooth fitness on the first leg's items, and on the last's of that climb which
             ended the fittest.
-        fitness: that was scored with that climb's first and last leg, on the search items.
+        fitness: where that climb's first and last leg began, on the search items.
         correlation: of both over all legs, by ranks (Spearman's), in [−1, 1]; None where it says
             nothing.
     """

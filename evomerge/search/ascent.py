@@ -1,10 +1,9 @@
 """Ascent along slopes: the start of a search, where the fitness has a slope.
 
-Every trial of the ascent takes a leg of a climb (``climbing``), which begins where the last one
-ended, and scores the mean of the last steps till then. There may be several tops, so two climbs
-begin, at two places; the one that is fitter after a few legs goes on first, then the other one.
-When a climb is over, its last steps' mean is scored. CMA-ES goes on from the fitter one with small
-steps.
+Every trial of the ascent scores the point where it stands, and takes a leg of a climb from there
+(``climbing``), at whose end the next one begins. There may be several tops, so two climbs begin, at
+two places; the one that is fitter after a few legs goes on first, then the other one. When a climb
+is over, its last steps' mean is scored. CMA-ES goes on from the fitter one with small steps.
 """
 
 from __future__ import annotations
@@ -78,9 +77,9 @@ class AscentSampler(GeneSampler):
         if climb is not None and climb.flat:
             return self._plain.sample_relative(study, trial, search_space)
         if climb is not None:
-            mean = climb.mean
-            scored = self._foot(study, climb, trial.number).point if mean is None else mean
-            return genome_at(self._ranges, scored)
+            mean = climb.mean if climb.over else None
+            point = self._foot(study, climb, trial.number).point if mean is None else mean
+            return genome_at(self._ranges, point)
         top, drawn = self._after(study)
         point = self._replay.ask(top, drawn, trial.number)
         return dict(zip(self._ranges, point.tolist(), strict=True))

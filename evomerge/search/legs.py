@@ -31,7 +31,7 @@ VAIN = 2
 failed by chance."""
 
 ASTRAY = 4
-"""After so many legs in a row that were scored where floors are broken, a climb is over."""
+"""After so many legs in a row that begin where floors are broken, a climb is over."""
 
 CLIMB = "climb"
 """Which climb a leg belongs to, from 0."""
@@ -47,7 +47,7 @@ class Climb:
         begun: how many legs were.
         running: how many of them are not finished.
         vain: how many of the last finished ones, one after the other, came to nothing.
-        scouted: what is minimised, where it was scored in the last of its first legs; None before.
+        scouted: what is minimised, where the last of its first legs began; None before.
         top: the trial of its mean, once that was drawn.
         strayed: whether it has left the floors behind, which slopes do not know.
     """
@@ -115,7 +115,7 @@ def reached(climb: Climb) -> tuple[int, int]:
 
 
 def _strayed(trials: Sequence[Any], legs: Sequence[Any]) -> bool:
-    """Whether so many legs in a row were scored where floors are broken, none of them the best till
+    """Whether so many legs in a row began where floors are broken, none of them the best till
     then by what it lacks: a climb that only crosses such ground comes back sooner."""
     known = [one for one in trials if one.values and one.user_attrs.get(KIND) == BASELINE]
     best, astray = min(map(minimised, known), default=np.inf), 0

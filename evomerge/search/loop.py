@@ -158,7 +158,7 @@ class SearchLoop:
         return []
 
     def _may_be_stopped(self, record: TrialRecord) -> bool:
-        """A baseline never is, nor a trial that takes a leg of the climb."""
+        """A baseline never is; nor is where a leg of the climb begins."""
         return self._problem.prunes and record.kind != BASELINE and record.leg is None
 
     def _take(self, outcome: Outcome) -> list[TrialRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -125,16 +125,14 @@ def test_it_begins_at_the_baselines_and_reaches_the_top(
 
 
 def test_each_leg_begins_where_the_last_one_ended(tmp_path: Path, problem: AnalyticProblem) -> None:
-    """And scores the mean of the last steps till then."""
     searched(tmp_path / "a.db", problem, Climbing(ridge), 3 + SCOUT)
     records = make_store(tmp_path / "a.db", problem, "ascent").records()
     assert [record.leg is not None for record in records] == [False] * 3 + [True] * SCOUT
     assert [record.items for record in records] == [1] * 3 + [4] * SCOUT
-    assert point_of(records[3]).tolist() == records[3].leg["point"]
-    for place, (before, after) in enumerate(pairwise(records[3:]), 1):
+    for before, after in pairwise(records[3:]):
         assert before.walk is not None
         assert after.leg == {"climb": 0, **before.walk["end"]}
-        assert point_of(after) == pytest.approx(mean_of(records[3 : 3 + place]))
+        assert point_of(after).tolist() == before.walk["end"]["point"]
     assert [record.leg["steps"] for record in records if record.leg] == [0, 4, 8]
 
 
@@ -144,22 +142,31 @@ def mean_of(legs: list[TrialRecord]) -> np.ndarray:
     return np.mean([walk["mean"] for walk in walks if walk is not None], axis=0)
 
 
-def test_the_fitter_of_two_climbs_goes_on_first(tmp_path: Path, problem: AnalyticProblem) -> None:
+@pytest.mark.parametrize("fitter", [0, 1])
+def test_the_fitter_of_two_climbs_goes_on_first(
+    tmp_path: Path, problem: AnalyticProblem, fitter: int
+) -> None:
     """The first begins between the two best baselines, the second at the best."""
-    records = searched(tmp_path / "a.db", problem, Climbing(ridge), 60)
+    calls = count()
+
+    def favoured(genome: Mapping[str, float]) -> float:
+        return ridge(genome) + (next(calls) == 3 + (fitter + 1) * SCOUT - 1)
+
+    records = searched(tmp_path / "a.db", problem, Climbing(favoured), 60)
     legs = [record for record in records if record.leg is not None]
     walked = [[one for one in legs if one.leg and one.leg["climb"] == n] for n in range(2)]
     assert [point_of(climb[0]).tolist() for climb in walked] == [[0.2] * 4, [0.4] * 4]
     assert [len(climb) for climb in walked] == [DEPTH, DEPTH]
     scouts = [climb[SCOUT - 1] for climb in walked]
-    fitter = max((0, 1), key=lambda n: float(scouts[n].fitness or -np.inf))
-    assert fitter == 1, "it begins nearer to the top"
-    order = [0] * SCOUT + [1] * SCOUT + [1] * (DEPTH - SCOUT) + [0] * (DEPTH - SCOUT)
+    assert scouts[fitter].fitness > scouts[1 - fitter].fitness
+    more = DEPTH - SCOUT
+    order = [0] * SCOUT + [1] * SCOUT + [fitter] * more + [1 - fitter] * more
     assert [one.leg and one.leg["climb"] for one in legs] == order
     tops = [record for record in records if record.climbed is not None]
-    ends = [walked[n][-1].number + 1 for n in (1, 0)]
-    assert [(top.number, top.climbed) for top in tops] == [(ends[0], 1), (ends[1], 0)]
-    for climb, top in zip((walked[1], walked[0]), tops, strict=True):
+    assert [top.climbed for top in tops] == [fitter, 1 - fitter]
+    for top in tops:
+        climb = walked[top.climbed]
+        assert top.number == climb[-1].number + 1
         assert point_of(top) == pytest.approx(mean_of(climb))
 
 
