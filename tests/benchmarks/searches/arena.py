@@ -12,7 +12,7 @@ from pathlib import Path
 from optuna.distributions import FloatDistribution
 
 from evomerge.errors import EvomergeError
-from evomerge.evaluation import ItemSet, Scores, compare, fitness
+from evomerge.evaluation import Comparison, ItemSet, Scores, compare, fitness
 from evomerge.search.baselines import decode
 from evomerge.search.evaluator import CandidateEvaluator
 from evomerge.search.pool import Job
@@ -86,16 +86,20 @@ class Arena:
         """The fitness on the held-out items."""
         return self._fitness(self._truth(recipe), HOLDOUT)
 
+    def lead(self, recipe: str, other: str) -> Comparison:
+        """How much better a recipe is than another on the held-out items, paired."""
+        requests, plain = self._held_out_items.requests, self.space.plain_sum
+        mine, theirs = self._truth(recipe), self._truth(other)
+        return compare(theirs, mine, requests, plain_sum=plain, resamples=2000)
+
     def judge(self, recipe: str) -> Judged:
         name, other = self.best_baseline
-        mine, theirs = self._truth(recipe), self._truth(other)
-        requests, plain = self._held_out_items.requests, self.space.plain_sum
-        found = compare(theirs, mine, requests, plain_sum=plain, resamples=2000)
+        found = self.lead(recipe, other)
         low, high = (math.nan if one is None else one for one in (found.low, found.high))
         return Judged(
-            held_out=self._fitness(mine, HOLDOUT),
+            held_out=self.held_out(recipe),
             baseline=name,
-            baseline_held_out=self._fitness(theirs, HOLDOUT),
+            baseline_held_out=self.held_out(other),
             difference=found.difference,
             low=low,
             high=high,
