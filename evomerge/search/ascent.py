@@ -84,6 +84,10 @@ class AscentSampler(GeneSampler):
         point = self._replay.ask(top, drawn, trial.number)
         return dict(zip(self._ranges, point.tolist(), strict=True))
 
+    def climbs(self, study: Any) -> bool:
+        climb = self._climb(study)
+        return climb is not None and not climb.flat and not (climb.over and climb.walks)
+
     def facts(self, study: Any, number: int) -> dict[str, Any]:
         """Of a trial that was just drawn: its leg, or which climb's mean it is."""
         climb = self._climb(study)
@@ -94,14 +98,14 @@ class AscentSampler(GeneSampler):
         return {LEG: {CLIMB: climb.number, **self._foot(study, climb, number).to_json()}}
 
     def mean(self, study: Any) -> dict[str, float] | None:
-        """Of the last steps of the climb that has come furthest, while one goes on; CMA-ES's, once
-        it has taken over."""
+        """Where the climb stands that has come furthest, while one goes on: the mean of its last
+        steps lags. CMA-ES's, once it has taken over."""
         climb = self._climb(study)
         if climb is not None and climb.flat:
             return self._plain.mean(study)
         if climb is not None:
-            mean = max(self._climbs(study), key=reached).mean
-            return None if mean is None else genome_at(self._ranges, mean)
+            furthest = max(self._climbs(study), key=reached)
+            return genome_at(self._ranges, furthest.place.point) if furthest.walks else None
         mean = self._replay.mean(*self._after(study))
         return dict(zip(self._ranges, mean.tolist(), strict=True))
 

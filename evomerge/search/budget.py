@@ -26,7 +26,8 @@ class Budget:
         seconds: no trial is started after so many seconds of this run; None is no limit.
         items: no trial is started unless fewer items than this were scored by all the trials of the
             study, those that are running counted whole; None is no limit. The last one may go
-            beyond it by less than one trial's items, a leg's slopes included.
+            beyond it by less than the search items: a leg, which scores them several times, is
+            not begun where it would go further.
         patience: no trial is started once the searched ones have scored so many times the search
             items (full-trial equivalents) since the last gain, the last trial that was the best
             beyond noise (``standing.GAIN_Z``); None is no limit, and it is none by itself.
@@ -125,19 +126,20 @@ class Tally:
         self.best = best_of(complete)
         self.best_baseline = best_of([one for one in complete if one.kind == "baseline"])
 
-    def allows(self, begun: int, running: int) -> bool:
+    def allows(self, begun: int, running: int, coming: int) -> bool:
         """Whether one more trial may be started.
 
         Args:
             begun: trials that are finished or running.
             running: items that the running ones will have scored.
+            coming: items that it will score.
         """
         trials, seconds, items = self._budget.trials, self._budget.seconds, self._budget.items
         return (
             not self.exhausted
             and (trials is None or begun < trials)
             and (seconds is None or time.monotonic() - self._began < seconds)
-            and (items is None or self.items + running < items)
+            and (items is None or self.items + running + coming < items + self._full)
         )
 
     @property

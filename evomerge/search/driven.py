@@ -113,6 +113,13 @@ class DrivenStudy:
         sampler = self._study.sampler
         return isinstance(sampler, GeneSampler) and sampler.foresees(self._study)
 
+    def climbs(self) -> bool:
+        """Whether the next draw takes a leg of a climb; baselines that are queued come before."""
+        sampler = self._study.sampler
+        if self.trials((TrialState.WAITING,)) or not isinstance(sampler, GeneSampler):
+            return False
+        return sampler.climbs(self._study)
+
     def note(self, number: int, **facts: Any) -> None:
         """Keep facts of a trial that was begun."""
         for key, value in facts.items():

@@ -62,6 +62,7 @@ class SearchLoop:
         self._running: dict[int, TrialRecord] = {}
         self._again: deque[TrialRecord] = deque()
         records = store.records()
+        self._interrupted = any(record.state == "running" for record in records)
         self._tally, self._budget = Tally(budget, problem.items, records), budget
         self._standing, self._twins = Standing(problem, records), Twins(records)
         self._constraints = Constraints(problem.floors, records)
@@ -69,7 +70,7 @@ class SearchLoop:
     @property
     def has_work(self) -> bool:
         """Whether anything is left to do."""
-        return self._tally.left > 0 and not self._tally.exhausted and not self._tired
+        return self._tally.left > 0 and (self._interrupted or self._may_start())
 
     @property
     def ended(self) -> str:
@@ -123,14 +124,19 @@ class SearchLoop:
             return False
         if self._again:
             return True
+        if self._tired:
+            return False
+        running = sum(self._cost(one.leg is not None) for one in self._running.values())
         begun = self._tally.finished + len(self._running)
-        return not self._tired and self._tally.allows(begun, self._running_items)
+        # What comes is looked for only where it matters.
+        if not self._tally.allows(begun, running, self._cost(leg=False)):
+            return False
+        leg = self._cost(leg=True)
+        return self._tally.allows(begun, running, leg) or not self._store.climbs()
 
-    @property
-    def _running_items(self) -> int:
-        """Items that the running trials will have scored, a leg's slopes included."""
-        legs = sum(one.leg is not None for one in self._running.values())
-        return self._problem.items * (len(self._running) + SLOPE_COST * legs)
+    def _cost(self, leg: bool) -> int:
+        """Items that a trial will score, a leg's slopes included."""
+        return self._problem.items * (1 + SLOPE_COST * leg)
 
     def _takes_one(self, pool: Pool) -> bool:
         """Whether a worker is free, or a trial may wait for one without a change to the study."""

@@ -44,12 +44,17 @@ class GeneSampler(BaseSampler):
         """Whether the next draw is the same whatever the running trials come to."""
         return False
 
+    def climbs(self, study: optuna.Study) -> bool:
+        """Whether the next draw takes a leg of a climb, which costs its slopes too."""
+        return False
+
     def facts(self, study: optuna.Study, number: int) -> dict[str, Any]:
         """What is to be kept with a trial that was just drawn."""
         return {}
 
     def mean(self, study: optuna.Study) -> dict[str, float] | None:
-        """The mean of the present distribution, gene by gene; None where there is none."""
+        """The mean of the present distribution, or where a climb stands, gene by gene; None where
+        there is neither."""
         return None
 
 

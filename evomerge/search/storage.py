@@ -154,6 +154,10 @@ class StudyStore:
         """Whether the next draw is the same whatever the running trials come to."""
         return self._searched().foresees()
 
+    def climbs(self) -> bool:
+        """Whether the next draw takes a leg of a climb, which costs its slopes too."""
+        return self._searched().climbs()
+
     def mean(self) -> dict[str, float] | None:
         """The mean of the sampler's distribution, gene by gene; None where it keeps none."""
         return self._searched().mean()
