@@ -1,4 +1,4 @@
-"""Who comes to the finals: the best searched trials, the search's mean, the best baselines."""
+"""Who comes to the finals: the best searched trials, the end of the search, the best baselines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evomerge.search.race import Race, Z
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import BASELINE
 
-MEAN, MEAN_LABEL, NO_TRIAL = "mean", "mean of the search", -1
+MEAN, MEAN_LABEL, NO_TRIAL = "mean", "end of the search", -1
 RACE = "race"
 """The study's fact."""
 
@@ -38,7 +38,8 @@ class Decision:
 
 
 def mean_record(genome: Mapping[str, float], recipe: str, fitness: float | None) -> TrialRecord:
-    """The mean of the sampler's distribution, which is no trial of the study."""
+    """Where the search stands at its end, which is no trial of the study: the mean of the
+    sampler's distribution, or the place that a climb has come to."""
     state = "running" if fitness is None else "complete"
     return TrialRecord(NO_TRIAL, MEAN, state, fitness, genome, MEAN_LABEL, recipe)
 

@@ -77,7 +77,7 @@ class SearchOutcome:
         progress: where the study stands.
         stopped: ``budget``; ``patience``: nothing was gained for so long; ``exhausted``: the
             sampler drew only recipes that were scored before; or ``asked`` (Ctrl-C).
-        choice: what is shipped, a searched trial, the mean of the search or a baseline; before the
+        choice: what is shipped, a searched trial, the end of the search or a baseline; before the
             end, the best so far.
         verdict: the held-out comparison; None if there is none, for the reason in ``no_verdict``.
         notes: what else the user should know of the finals.

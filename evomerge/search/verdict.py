@@ -35,7 +35,7 @@ class Finalist:
     """A recipe that was scored on the held-out items.
 
     Args:
-        number, label, kind: the trial's; −1 and ``mean`` for the mean of the search.
+        number, label, kind: the trial's; −1 and ``mean`` for the end of the search.
         search_fitness: on the search items, where it was chosen: an optimistic number.
         fitness: on the held-out items.
         scores: task → metric → [value, standard error] on the held-out items.
