@@ -72,6 +72,13 @@ def best_climbed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return list({one.recipe: one for one in [*means, *climb[:1], *last]}.values())
 
 
+def adapted(records: Sequence[TrialRecord]) -> bool:
+    """Whether the search has fitted the search items: its samplers choose by them, while a climb
+    only follows slopes. Then only fresh items tell the finalists apart."""
+    searched = [one for one in records if one.kind != BASELINE]
+    return any(one.leg is None and one.climbed is None for one in searched)
+
+
 def best_baselines(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The fittest baseline, and those that may be as good: a few, the fittest first.
 

@@ -14,6 +14,7 @@ from evomerge.search.finalists import (
     MEAN,
     RACE,
     Decision,
+    adapted,
     decided,
     draws_masks,
     entrants_of,
@@ -190,8 +191,7 @@ class Finals:
         # Of two that are equally good, the fitter on the search items is shipped.
         entrants.sort(key=lambda one: (-float(one.fitness or 0.0), one.number))
         fitness = {name_of(one): float(one.fitness or 0.0) for one in entrants}
-        # The search has adapted to its items: only the fresh ones tell the finalists apart.
-        race = Race(fitness, search_items=0)
+        race = Race(fitness, 0 if adapted(self._records) else self._problem.items)
         enough = len(entrants) > 1
         return {"race": race.to_json(), "mean": mean, "items": cost, "finished": not enough}
 
