@@ -16,12 +16,10 @@ from evomerge.search.finalists import (
     Decision,
     adapted,
     decided,
-    draws_masks,
     entrants_of,
     finished,
     mean_record,
     name_of,
-    under_seed,
 )
 from evomerge.search.floors import Constraints
 from evomerge.search.judging import judge_goals
@@ -30,14 +28,13 @@ from evomerge.search.parts import rounds_of
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.preparation import Preparation
 from evomerge.search.problem import Problem, summary
-from evomerge.search.race import Race, RoundResult
+from evomerge.search.race import Race
 from evomerge.search.records import TrialRecord, violation_of
+from evomerge.search.rounds import Rounds
 from evomerge.search.sampler import BASELINE
-from evomerge.search.spending import affordable, items_of_round, items_raced
+from evomerge.search.spending import affordable, items_raced
 from evomerge.search.storage import StudyStore
 from evomerge.search.verdict import VERDICT, Verdict, judge, judged_baselines, known_verdict
-
-_RESAMPLES = 1000  # an error to drop out by need not be exact
 
 _MEAN_SHARE = 4  # times the search items must be left, that the mean is scored on them
 
@@ -85,6 +82,7 @@ class Finals:
         self._items = items
         self._prepared, self._store, self._waiting = prepared, store, waiting
         self._pool, self._problem = pool, problem
+        self._rounds = Rounds(prepared, self._score)
         self._records = store.records()
 
     def run(self) -> Conclusion:
@@ -136,7 +134,7 @@ class Finals:
                 known["short"] = True
                 break
             part = f"race {len(race.rounds) + 1}/{rounds}"
-            result, scored = self._round(part, {name: entrants[name] for name in names})
+            result, scored = self._rounds.run(part, {name: entrants[name] for name in names})
             known["items"] += scored
             if not result.fitness:
                 break
@@ -158,17 +156,10 @@ class Finals:
         more: bool,
     ) -> tuple[str, ...]:
         """Who runs the next round."""
-        assert self._prepared.race_items is not None  # for the type checker: there is a race
-        share = items_of_round(self._prepared.race_items)
-        costs = {name: share * self._runs(entrants[name]) for name in race.remaining}
+        costs = {name: self._rounds.cost(entrants[name]) for name in race.remaining}
         baselines = {name for name in costs if entrants[name].kind == BASELINE}
         left = self._left(known.get("before", 0) + known["items"])
         return affordable(race, costs, left, baselines, more)
-
-    def _runs(self, record: TrialRecord) -> int:
-        """How often a finalist is scored on each item."""
-        drawn = draws_masks(record.recipe or "")
-        return self._prepared.space.finals.mask_seeds if drawn else 1
 
     def _begun(self, candidates: int, raced: int) -> dict[str, Any]:
         """A race before its first round."""
@@ -206,57 +197,6 @@ class Finals:
         mean = [mean_record(**known["mean"])] if known["mean"] else []
         everyone = {name_of(one): one for one in [*self._records, *mean]}
         return {name: self._located(everyone[name]) for name in known["race"]["searched"]}
-
-    def _round(self, part: str, entrants: Mapping[str, TrialRecord]) -> tuple[RoundResult, int]:
-        """Score the entrants on a round's items, under several seeds where they draw masks."""
-        jobs, keys = [], {}
-        for name, record in entrants.items():
-            recipe = record.recipe or ""
-            keys[name] = [f"{name} {step}" for step in range(self._runs(record))]
-            jobs += [
-                Job(key, under_seed(recipe, step), part) for step, key in enumerate(keys[name])
-            ]
-        outcomes = self._score(jobs)
-        found = {
-            name: [scores for key in own if (scores := outcomes[key].scores) is not None]
-            for name, own in keys.items()
-        }
-        whole = {name: scores for name, scores in found.items() if len(scores) == len(keys[name])}
-        items = [outcome.items for outcome in outcomes.values()]
-        return self._result(max(items), whole), sum(items)
-
-    def _result(self, items: int, scores: Mapping[str, Sequence[Scores]]) -> RoundResult:
-        values = {
-            name: [self._fitness(one, self._prepared.race_items) for one in of]
-            for name, of in scores.items()
-        }
-        values = {name: of for name, of in values.items() if all(map(math.isfinite, of))}
-        names = list(values)
-        errors = {
-            a: {
-                b: error
-                for b in names[place + 1 :]
-                if (error := self._error(scores[a], scores[b])) is not None
-            }
-            for place, a in enumerate(names)
-        }
-        return RoundResult(
-            items,
-            {name: sum(of) / len(of) for name, of in values.items()},
-            errors,
-            {name: of for name, of in values.items() if len(of) > 1},
-        )
-
-    def _error(self, a: Sequence[Scores], b: Sequence[Scores]) -> float | None:
-        """The standard error of the paired difference, seed by seed: a bound for their means'."""
-        found = []
-        for step in range(max(len(a), len(b))):
-            of_a, of_b = a[step % len(a)], b[step % len(b)]
-            difference = self._compare(self._prepared.race_items, of_a, of_b, 0.95, _RESAMPLES)
-            if difference.low is None or difference.high is None:
-                return None
-            found.append((difference.high - difference.low) / (2 * 1.96))
-        return math.sqrt(sum(error**2 for error in found) / len(found))
 
     def _judge(self, decision: Decision) -> tuple[Verdict | None, str | None]:
         items = self._prepared.holdout_items
@@ -330,7 +270,7 @@ class Finals:
         return fitness(scores, requests, plain_sum=self._prepared.space.plain_sum)
 
     def _compare(
-        self, items: ItemSet | None, a: Scores, b: Scores, confidence: float, resamples: int = 10000
+        self, items: ItemSet | None, a: Scores, b: Scores, confidence: float
     ) -> Comparison:
         return compare(
             a,
@@ -338,7 +278,6 @@ class Finals:
             items.requests if items is not None else (),
             plain_sum=self._prepared.space.plain_sum,
             confidence=confidence,
-            resamples=resamples,
         )
 
 
