@@ -1,9 +1,10 @@
 """Ascent along slopes: the start of a search, where the fitness has a slope.
 
 Every trial of the ascent scores the point where it stands, and takes a leg of a climb from there
-(``climbing``), at whose end the next one begins. There may be several tops, so two climbs begin, at
-two places; the one that is fitter after a few legs goes on first, then the other one. When a climb
-is over, its last steps' mean is scored. CMA-ES goes on from the fitter one with small steps.
+(``climbing``), at whose end the next one begins. There may be several tops. Where the
+first climb is after a few legs not surely ahead of the best baseline, a second one is tried from
+another place, and the fitter goes on first. When a climb is over, its last steps' mean is scored;
+after both CMA-ES goes on from the fitter mean with small steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from evomerge.search.climbing import STEP, Place, genome_at
 from evomerge.search.cmaes import Replay, Solution
-from evomerge.search.legs import CLIMB, Climb, breaks, promise, reached
+from evomerge.search.legs import CLIMB, Climb, breaks, promise, reached, succeeds
 from evomerge.search.sampler import CmaEsSampler
 from evomerge.search.seeded import (
     BASELINE,
@@ -122,6 +123,8 @@ class AscentSampler(GeneSampler):
         climbs = self._climbs(study)
         if climbs[0].flat:
             return climbs[0]
+        if climbs[0].top is None and succeeds(climbs[0], self._best_baseline(study)):
+            return climbs[0]
         starts = len(self._starts(study))
         going = [
             one
@@ -130,6 +133,11 @@ class AscentSampler(GeneSampler):
         ]
         scouts = [one for one in going if not one.over and one.scouted is None]
         return next(iter(scouts or sorted(going, key=promise)), None)
+
+    def _best_baseline(self, study: Any) -> Any:
+        known = [one for one in study.get_trials(deepcopy=False) if one.values]
+        baselines = [one for one in known if one.user_attrs.get(KIND) == BASELINE]
+        return min(baselines, key=_fitness, default=None)
 
     def _climbs(self, study: Any) -> list[Climb]:
         trials = study.get_trials(deepcopy=False)

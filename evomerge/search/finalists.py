@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.recipe import read_recipes, write_recipes
+from evomerge.search.noise import noise_of
 from evomerge.search.race import Race, Z
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import BASELINE
@@ -217,22 +217,7 @@ def _whole(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _may_equal(one: TrialRecord, best: TrialRecord) -> bool:
-    """Whether noise may be all that lies between: by their standard errors, as if unpaired.
-
-    That is a bound for the paired difference, and needs no item scores. Tasks weigh alike here.
-    """
-    errors = [error for record in (one, best) for error in _errors(record)]
-    tasks = max(len(best.scores), 1)
-    if not errors:
-        return True
+    """Whether noise may be all that lies between."""
+    noise = noise_of(one.scores, best.scores)
     gap = float(best.fitness or 0.0) - float(one.fitness or 0.0)
-    return gap <= Z * math.sqrt(sum(error**2 for error in errors)) / tasks
-
-
-def _errors(record: TrialRecord) -> list[float]:
-    """The largest standard error of each task's metrics."""
-    found = []
-    for metrics in record.scores.values():
-        errors = [error for _, error in metrics.values() if error is not None]
-        found += [max(errors)] if errors else []
-    return found
+    return noise is None or gap <= Z * noise

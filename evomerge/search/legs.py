@@ -12,13 +12,18 @@ from typing import Any
 import numpy as np
 
 from evomerge.search.climbing import Place, Walk
+from evomerge.search.noise import noise_of
 from evomerge.search.seeded import BASELINE, CLIMBED, KIND, LEG, WALK, arrival, minimised
 
 DEPTH = 10
 """A climb is so many legs, one after the other."""
 
 SCOUT = 3
-"""After so many legs of each climb the fitter one goes on."""
+"""After so many legs it shows whether a climb leads to a good place."""
+
+SURE = 1.3
+"""By so many standard errors a climb that does is ahead of the best baseline by then: as if they
+were unpaired, which is about two of the paired difference."""
 
 LEGS = 40
 """A climb has so many legs at most: workers climb side by side, and some may fail."""
@@ -47,7 +52,7 @@ class Climb:
         begun: how many legs were.
         running: how many of them are not finished.
         vain: how many of the last finished ones, one after the other, came to nothing.
-        scouted: what is minimised, where the last of its first legs began; None before.
+        scouted: the trial of the last of its first legs; None before.
         top: the trial of its mean, once that was drawn.
         strayed: whether it has left the floors behind, which slopes do not know.
     """
@@ -57,7 +62,7 @@ class Climb:
     begun: int
     running: int
     vain: int
-    scouted: float | None
+    scouted: Any
     top: Any
     strayed: bool
 
@@ -72,7 +77,7 @@ class Climb:
         top = next((one for one in trials if one.user_attrs.get(CLIMBED) == number), None)
         running = len(legs) - len(finished)
         deep = (one for one, way in zip(walked, walks, strict=True) if way.depth >= SCOUT)
-        scouted = next(map(minimised, deep), None)
+        scouted = next(deep, None)
         astray = _strayed(trials, finished)
         return cls(number, walks, len(legs), running, vain, scouted, top, astray)
 
@@ -104,9 +109,20 @@ class Climb:
         return np.mean(last, axis=0) if last else None
 
 
+def succeeds(climb: Climb, best: Any) -> bool:
+    """Whether a climb is surely ahead of the best baseline, a trial, so that no other is tried."""
+    trial = climb.scouted
+    if trial is None or best is None or breaks(trial):
+        return False
+    scores = (one.user_attrs.get("scores", {}) for one in (trial, best))
+    noise = noise_of(*scores)
+    return noise is not None and minimised(best) - minimised(trial) > SURE * noise
+
+
 def promise(climb: Climb) -> tuple[bool, float, int]:
     """Sorts climbs: first those that are over, whose means are to be scored, then the fitter."""
-    return not climb.over, np.inf if climb.scouted is None else climb.scouted, climb.number
+    known = climb.scouted is not None
+    return not climb.over, minimised(climb.scouted) if known else np.inf, climb.number
 
 
 def reached(climb: Climb) -> tuple[int, int]:
