@@ -21,9 +21,9 @@ DEPTH = 10
 SCOUT = 3
 """After so many legs it shows whether a climb leads to a good place."""
 
-SURE = 1.3
+SURE = 2.0
 """By so many standard errors a climb that does is ahead of the best baseline by then: as if they
-were unpaired, which is about two of the paired difference."""
+were unpaired, which is about three of the paired difference."""
 
 LEGS = 40
 """A climb has so many legs at most: workers climb side by side, and some may fail."""
