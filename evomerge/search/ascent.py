@@ -1,10 +1,10 @@
 """Ascent along slopes: the start of a search, where the fitness has a slope.
 
 Every trial of the ascent scores the point where it stands, and takes a leg of a climb from there
-(``climbing``), at whose end the next one begins. There may be several tops. Where the
-first climb is after a few legs not surely ahead of the best baseline, a second one is tried from
-another place, and the fitter goes on first. When a climb is over, its last steps' mean is scored;
-after both CMA-ES goes on from the fitter mean with small steps.
+(``climbing``), at whose end the next one begins. There may be several tops. Where the first climb
+is after a few legs not surely ahead of the best baseline, a second one is tried from another place,
+and the fitter goes on first. When a climb is over, its last steps' mean is scored; after both
+CMA-ES goes on from the fitter mean with small steps.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ class Finals:
         winner, baselines = decision.winner, judged_baselines(decision)
         if winner is None and all(one.kind == BASELINE for one in self._records):
             first = len(self._prepared.baselines)
-            return None, f"the budget ended with the {first} baselines, which come first; take more"
+            return None, f"the budget ended with the {first} baselines, which come first"
         if winner is None or not baselines:
             reason = "no searched trial, or no baseline, was scored on all the search items"
             floored = winner is None and bool(self._problem.floors)
