@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evomerge.evaluation.building import build_items
-from evomerge.evaluation.fitness import fitness, goals
+from evomerge.evaluation.fitness import fitness, fitness_error, goals
 from evomerge.evaluation.items import ItemSet
 from evomerge.evaluation.paired import Comparison, TaskComparison, compare
 from evomerge.evaluation.queries import context_length
@@ -26,5 +26,6 @@ __all__ = [
     "compare",
     "context_length",
     "fitness",
+    "fitness_error",
     "goals",
 ]

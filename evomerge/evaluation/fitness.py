@@ -33,6 +33,31 @@ def fitness(scores: Scores, requests: Sequence[TaskRequest], *, plain_sum: bool 
     return float(sum(terms) / total)
 
 
+def fitness_error(
+    scores: Scores, requests: Sequence[TaskRequest], *, plain_sum: bool = False
+) -> float | None:
+    """The standard error of :func:`fitness`, as if the requests' items were all apart.
+
+    √Σ (weight × error)² / Σ |weight|; with ``plain_sum`` not divided. None where a metric that
+    counts has none.
+
+    Args:
+        scores, requests, plain_sum: as for :func:`fitness`.
+
+    Raises:
+        TaskError: a request was not scored.
+    """
+    total = 0.0
+    for request in requests:
+        if request.weight:
+            error = scores.value(request.task, request.metric).stderr
+            if error is None:
+                return None
+            total += (request.weight * error) ** 2
+    size = 1.0 if plain_sum else sum(abs(request.weight) for request in requests)
+    return math.sqrt(total) / size if size else None
+
+
 def goals(
     scores: Scores, requests: Sequence[TaskRequest], *, plain_sum: bool = False
 ) -> tuple[float, ...]:

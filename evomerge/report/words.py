@@ -21,8 +21,7 @@ def race_words(study: StudyReport) -> str | None:
     words = (
         f"The race: {len(race.searched)} finalists on {items} fresh items ({study.race_items} "
         f"scored): {study.finalist(winner)} came first, with {fresh:.4f} on them and "
-        f"{race.searched[winner]:.4f} on the search items"
-        f"{'; both count, as a climb does not go by scores' if race.search_items else ''}."
+        f"{race.searched[winner]:.4f} on the search items."
     )
     if race.seed_spread is None:
         return words

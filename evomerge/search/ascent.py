@@ -16,7 +16,7 @@ import numpy as np
 
 from evomerge.search.climbing import STEP, Place, genome_at
 from evomerge.search.cmaes import Replay, Solution
-from evomerge.search.legs import CLIMB, Climb, breaks, promise, reached, succeeds
+from evomerge.search.legs import CLIMB, Climb, breaks, promise, succeeds
 from evomerge.search.sampler import CmaEsSampler
 from evomerge.search.seeded import (
     BASELINE,
@@ -38,11 +38,15 @@ SIGMA = 0.05
 """CMA-ES's first standard deviation after the ascent, as a share of a gene's range."""
 
 
+_PLAIN = "plain"
+"""Marks what CMA-ES drew while slopes were asked for in vain: from the middle, with large steps."""
+
+
 class AscentSampler(GeneSampler):
     """Climbs along slopes from the best baselines, then hands over to CMA-ES.
 
-    Where no slope can be had, CMA-ES begins at once, as it would have without an ascent. The state
-    is a function of the study's trials.
+    Where no slope can be had, CMA-ES begins after two tries, as it would have without an ascent.
+    The state is a function of the study's trials.
 
     Args:
         distributions, start, sigma, seed, population: as for :class:`CmaEsSampler`.
@@ -92,21 +96,24 @@ class AscentSampler(GeneSampler):
     def facts(self, study: Any, number: int) -> dict[str, Any]:
         """Of a trial that was just drawn: its leg, or which climb's mean it is."""
         climb = self._climb(study)
-        if climb is None or climb.flat:
+        if climb is None:
             return {}
+        if climb.flat:
+            return {_PLAIN: True}
         if climb.over and climb.walks:
             return {CLIMBED: climb.number}
         return {LEG: {CLIMB: climb.number, **self._foot(study, climb, number).to_json()}}
 
     def mean(self, study: Any) -> dict[str, float] | None:
-        """Where the climb stands that has come furthest, while one goes on: the mean of its last
+        """Where the most promising climb stands of those that are not over: the mean of its last
         steps lags. CMA-ES's, once it has taken over."""
         climb = self._climb(study)
         if climb is not None and climb.flat:
             return self._plain.mean(study)
         if climb is not None:
-            furthest = max(self._climbs(study), key=reached)
-            return genome_at(self._ranges, furthest.place.point) if furthest.walks else None
+            climbs = sorted(self._climbs(study), key=promise)
+            known = [one for one in climbs if one.walks and one.top is None]
+            return genome_at(self._ranges, known[0].place.point) if known else None
         mean = self._replay.mean(*self._after(study))
         return dict(zip(self._ranges, mean.tolist(), strict=True))
 
@@ -172,17 +179,17 @@ class AscentSampler(GeneSampler):
         return [(best + apart[0]) / 2, best] if apart else [best]
 
     def _after(self, study: Any) -> tuple[np.ndarray, list[Solution]]:
-        """The fitter of the climbs' means, and what CMA-ES drew, in the order of arrival.
+        """The fitter of the climbs' means, and what CMA-ES drew from it, in the order of arrival.
 
-        Where both break floors it is the best of all that was known by then.
+        Where both break floors, or none could be scored, it is the best of all that was known.
         """
         scored = self._scored(study)
         tops = [one for one in scored if CLIMBED in one.user_attrs]
         best = min(tops, key=_fitness, default=None)
-        if best is not None and breaks(best):
+        if best is None or breaks(best):
             before = [one for one in scored if one.user_attrs.get(KIND) == BASELINE]
             before += [one for one in scored if LEG in one.user_attrs]
-            best = min([*tops, *before], key=_fitness)
+            best = min([*tops, *before], key=_fitness, default=None)
         if best is None:
             top = self._low + (self._high - self._low) * self._starts(study)[0]
         else:
@@ -190,7 +197,8 @@ class AscentSampler(GeneSampler):
         own = [
             one
             for one in scored
-            if one.user_attrs.get(KIND) != BASELINE and not {LEG, CLIMBED} & one.user_attrs.keys()
+            if one.user_attrs.get(KIND) != BASELINE
+            and not {LEG, CLIMBED, _PLAIN} & one.user_attrs.keys()
         ]
         return top, [(self._values(one.params), minimised(one)) for one in own]
 

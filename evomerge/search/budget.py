@@ -27,7 +27,7 @@ class Budget:
         items: no trial is started unless fewer items than this were scored by all the trials of the
             study, those that are running counted whole; None is no limit. The last one may go
             beyond it by less than the search items: a leg, which scores them several times, is
-            not begun where it would go further.
+            not begun where it would go further, but for a study's first.
         patience: no trial is started once the searched ones have scored so many times the search
             items (full-trial equivalents) since the last gain, the last trial that was the best
             beyond noise (``standing.GAIN_Z``); None is no limit, and it is none by itself.

@@ -15,7 +15,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.seeded import CLIMBED, KIND, LEG, SEARCH, TOLD, WALK, GeneSampler
+from evomerge.search.seeded import CLIMBED, ERROR, KIND, LEG, SEARCH, TOLD, WALK, GeneSampler
 from evomerge.search.tables import TrialTables
 
 ESTIMATE, FITNESS, VALUES, CONSTRAINTS = "estimate", "fitness", "values", "constraints"
@@ -228,6 +228,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         twin=facts.get("twin"),
         incumbent=facts.get("incumbent"),
         gain=facts.get("gain", False),
+        error=facts.get(ERROR),
     )
 
 

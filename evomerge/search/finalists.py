@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.recipe import read_recipes, write_recipes
-from evomerge.search.noise import noise_of
 from evomerge.search.race import Race, Z
 from evomerge.search.records import TrialRecord
 from evomerge.search.sampler import BASELINE
@@ -50,13 +50,14 @@ def name_of(record: TrialRecord) -> str:
 
 
 def best_searched(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """The fittest searched trials, without those whose recipe is another's.
+    """The fittest searched trials, without those whose recipe is another's, and without the legs
+    of climbs, which :func:`best_climbed` gives.
 
     Those that keep their floors; where no trial does, those that break them the least.
     """
     found: dict[str, TrialRecord] = {}
     for record in _ranked(records):
-        if record.kind != BASELINE and len(found) < count:
+        if record.kind != BASELINE and record.leg is None and len(found) < count:
             found.setdefault(record.recipe or str(record.number), record)
     return list(found.values())
 
@@ -70,13 +71,6 @@ def best_climbed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     last = sorted(climb, key=lambda one: -one.number)[:1]
     means = [one for one in _ranked(records) if one.climbed is not None]
     return list({one.recipe: one for one in [*means, *climb[:1], *last]}.values())
-
-
-def adapted(records: Sequence[TrialRecord]) -> bool:
-    """Whether the search has fitted the search items: its samplers choose by them, while a climb
-    only follows slopes. Then only fresh items tell the finalists apart."""
-    searched = [one for one in records if one.kind != BASELINE]
-    return any(one.leg is None and one.climbed is None for one in searched)
 
 
 def best_baselines(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -217,7 +211,11 @@ def _whole(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _may_equal(one: TrialRecord, best: TrialRecord) -> bool:
-    """Whether noise may be all that lies between."""
-    noise = noise_of(one.scores, best.scores)
+    """Whether noise may be all that lies between: by their standard errors, as if unpaired.
+
+    That is a bound for the paired difference's, and needs no item scores.
+    """
     gap = float(best.fitness or 0.0) - float(one.fitness or 0.0)
-    return noise is None or gap <= Z * noise
+    if one.error is None or best.error is None:
+        return True
+    return gap <= Z * math.hypot(one.error, best.error)

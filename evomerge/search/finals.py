@@ -14,7 +14,6 @@ from evomerge.search.finalists import (
     MEAN,
     RACE,
     Decision,
-    adapted,
     decided,
     entrants_of,
     finished,
@@ -182,7 +181,8 @@ class Finals:
         # Of two that are equally good, the fitter on the search items is shipped.
         entrants.sort(key=lambda one: (-float(one.fitness or 0.0), one.number))
         fitness = {name_of(one): float(one.fitness or 0.0) for one in entrants}
-        race = Race(fitness, 0 if adapted(self._records) else self._problem.items)
+        # The search has adapted to its items: only the fresh ones tell the finalists apart.
+        race = Race(fitness, search_items=0)
         enough = len(entrants) > 1
         return {"race": race.to_json(), "mean": mean, "items": cost, "finished": not enough}
 
@@ -202,8 +202,7 @@ class Finals:
         items = self._prepared.holdout_items
         winner, baselines = decision.winner, judged_baselines(decision)
         if winner is None and all(one.kind == BASELINE for one in self._records):
-            first = len(self._prepared.baselines)
-            return None, f"the budget ended with the {first} baselines, which come first"
+            return None, "the budget ended with the baselines, which come first"
         if winner is None or not baselines:
             reason = "no searched trial, or no baseline, was scored on all the search items"
             floored = winner is None and bool(self._problem.floors)

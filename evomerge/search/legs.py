@@ -5,21 +5,22 @@ Nothing else remembers a climb: a study that is resumed goes on where it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from optuna.trial import TrialState
 
 from evomerge.search.climbing import Place, Walk
-from evomerge.search.noise import noise_of
-from evomerge.search.seeded import BASELINE, CLIMBED, KIND, LEG, WALK, arrival, minimised
+from evomerge.search.seeded import BASELINE, CLIMBED, ERROR, KIND, LEG, WALK, arrival, minimised
 
 DEPTH = 10
 """A climb is so many legs, one after the other."""
 
 SCOUT = 3
-"""After so many legs it shows whether a climb leads to a good place."""
+"""Where the last of so many legs begins it shows whether a climb leads to a good place."""
 
 SURE = 2.0
 """By so many standard errors a climb that does is ahead of the best baseline by then: as if they
@@ -53,7 +54,7 @@ class Climb:
         running: how many of them are not finished.
         vain: how many of the last finished ones, one after the other, came to nothing.
         scouted: the trial of the last of its first legs; None before.
-        top: the trial of its mean, once that was drawn.
+        top: the trial of its mean, once that was drawn; another one where the first has failed.
         strayed: whether it has left the floors behind, which slopes do not know.
     """
 
@@ -72,9 +73,10 @@ class Climb:
         finished = [one for one in legs if one.state.is_finished()]
         walked = sorted((one for one in finished if WALK in one.user_attrs), key=arrival)
         walks = [Walk.from_json(one.user_attrs[WALK]) for one in walked]
-        last = walked[-1].number if walked else -1
-        vain = sum(WALK not in one.user_attrs for one in finished if one.number > last)
-        top = next((one for one in trials if one.user_attrs.get(CLIMBED) == number), None)
+        last = max(map(arrival, walked), default=None)
+        failed = [one for one in finished if WALK not in one.user_attrs]
+        vain = sum(last is None or arrival(one) > last for one in failed)
+        top = _top([one for one in trials if one.user_attrs.get(CLIMBED) == number])
         running = len(legs) - len(finished)
         deep = (one for one, way in zip(walked, walks, strict=True) if way.depth >= SCOUT)
         scouted = next(deep, None)
@@ -109,25 +111,29 @@ class Climb:
         return np.mean(last, axis=0) if last else None
 
 
+def _top(drawn: Sequence[Any]) -> Any:
+    """The trial of a climb's mean: failed ones are tried again, but not without end."""
+    alive = [one for one in drawn if one.state != TrialState.FAIL]
+    if alive or len(drawn) < VAIN:
+        return next(iter(alive), None)
+    return drawn[-1]
+
+
 def succeeds(climb: Climb, best: Any) -> bool:
-    """Whether a climb is surely ahead of the best baseline, a trial, so that no other is tried."""
+    """Whether a climb is surely ahead of the best baseline, a trial: the other one can wait."""
     trial = climb.scouted
     if trial is None or best is None or breaks(trial):
         return False
-    scores = (one.user_attrs.get("scores", {}) for one in (trial, best))
-    noise = noise_of(*scores)
-    return noise is not None and minimised(best) - minimised(trial) > SURE * noise
+    errors = [one.user_attrs.get(ERROR) for one in (trial, best)]
+    if None in errors:
+        return False
+    return minimised(best) - minimised(trial) > SURE * math.hypot(*errors)
 
 
 def promise(climb: Climb) -> tuple[bool, float, int]:
     """Sorts climbs: first those that are over, whose means are to be scored, then the fitter."""
     known = climb.scouted is not None
     return not climb.over, minimised(climb.scouted) if known else np.inf, climb.number
-
-
-def reached(climb: Climb) -> tuple[int, int]:
-    """Sorts climbs by how far they have come, of equals the first last."""
-    return max((one.end.steps for one in climb.walks), default=0), -climb.number
 
 
 def _strayed(trials: Sequence[Any], legs: Sequence[Any]) -> bool:

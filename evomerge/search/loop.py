@@ -63,6 +63,7 @@ class SearchLoop:
         self._again: deque[TrialRecord] = deque()
         records = store.records()
         self._interrupted = any(record.state == "running" for record in records)
+        self._searched = any(record.kind != BASELINE for record in records)
         self._tally, self._budget = Tally(budget, problem.items, records), budget
         self._standing, self._twins = Standing(problem, records), Twins(records)
         self._constraints = Constraints(problem.floors, records)
@@ -131,8 +132,8 @@ class SearchLoop:
         # What comes is looked for only where it matters.
         if not self._tally.allows(begun, running, self._cost(leg=False)):
             return False
-        leg = self._cost(leg=True)
-        return self._tally.allows(begun, running, leg) or not self._store.climbs()
+        fits = not self._searched or self._tally.allows(begun, running, self._cost(leg=True))
+        return fits or not self._store.climbs()
 
     def _cost(self, leg: bool) -> int:
         """Items that a trial will score, a leg's slopes included."""
@@ -152,6 +153,7 @@ class SearchLoop:
         record = self._store.ask(self._problem.distributions) if asked else self._again.popleft()
         recipe = record.recipe or self._problem.recipe(record.genome)
         self._running[record.number] = record
+        self._searched |= record.kind != BASELINE
         twin = self._twins.scored(recipe)
         if twin is not None and _serves(twin, record):
             return [self._copy(record, twin)]
@@ -189,6 +191,8 @@ class SearchLoop:
             if outcome.estimate is not None:
                 facts["estimate"] = fitness
             else:
+                error = self._problem.error(outcome.scores)
+                facts |= {"error": error} if error is not None else {}
                 judged = replace(record, fitness=fitness, constraints=facts.get("constraints", {}))
                 facts |= self._standing.facts(judged, outcome.scores)
         done = self._tell(record, fitness, facts)
@@ -204,6 +208,8 @@ class SearchLoop:
         facts |= {"twin": twin.number, **self._constrained(twin.scores)}
         if twin.values:
             facts["values"] = twin.values
+        if twin.error is not None:
+            facts["error"] = twin.error
         if twin.estimate is not None:
             facts |= {"estimate": twin.estimate, "rival": twin.rival}
         fitness = twin.fitness if twin.estimate is None else twin.estimate

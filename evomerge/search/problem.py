@@ -38,6 +38,10 @@ class Problem(Protocol):
         """The number to maximise."""
         ...
 
+    def error(self, scores: Scores) -> float | None:
+        """The fitness's standard error; None where it is not known."""
+        ...
+
     def goals(self, scores: Scores) -> tuple[float, ...]:
         """The numbers to maximise, where there are several; empty where fitness is the one goal."""
         ...

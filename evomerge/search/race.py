@@ -3,8 +3,8 @@
 The search score of a candidate that was chosen by it is biased upwards, by as much as it was lucky;
 its score on items that nobody chose by is not. Among candidates that are independent draws, the
 mean over all items, searched and fresh, ranks best (``studies/finals.py``); those of a search are
-not: the longer it goes on, the more it fits its own items (``studies/LOG.md``). So they are raced
-by fresh items alone, but for those of a climb, which does not go by the search items' scores.
+not: the longer it goes on, the more it fits its own items (``studies/LOG.md``). So a search races
+by fresh items alone.
 """
 
 from __future__ import annotations

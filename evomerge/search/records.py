@@ -30,6 +30,7 @@ class TrialRecord:
         walk: what came of the leg, as ``climbing.Walk`` writes it; None where nothing did.
         no_slope: why nothing came of the leg, where it was scored.
         climbed: of one that is the mean of a climb's last steps, which climb, from 0.
+        error: the fitness's standard error; None where it is not known, and of a pruned one.
         estimate: of a pruned one, what it would have scored: the incumbent's fitness plus the
             paired difference on the items that were scored.
         rival: the trial that was the incumbent when this one began, which it was compared with.
@@ -63,6 +64,7 @@ class TrialRecord:
     twin: int | None = None
     incumbent: Mapping[str, Any] | None = None
     gain: bool = False
+    error: float | None = None
     values: tuple[float, ...] = ()
     constraints: Mapping[str, float] = field(default_factory=dict)
 

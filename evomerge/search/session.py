@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evomerge.evaluation import Scores, fitness, goals
+from evomerge.evaluation import Scores, fitness, fitness_error, goals
 from evomerge.evaluation.incumbent import Incumbent
 from evomerge.search.baselines import decode
 from evomerge.search.budget import Budget, Observer, Progress
@@ -67,6 +67,11 @@ class Problem:
     def fitness(self, scores: Scores) -> float:
         prepared = self.preparation
         return fitness(scores, prepared.search_items.requests, plain_sum=prepared.space.plain_sum)
+
+    def error(self, scores: Scores) -> float | None:
+        prepared = self.preparation
+        requests, plain_sum = prepared.search_items.requests, prepared.space.plain_sum
+        return fitness_error(scores, requests, plain_sum=plain_sum)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,9 @@ class AnalyticProblem:
     def fitness(self, scores: Scores) -> float:
         return scores.value("landscape", ACC).value
 
+    def error(self, scores: Scores) -> float | None:
+        return scores.value("landscape", ACC).stderr
+
     def point(self, value: float) -> dict[str, float]:
         return dict.fromkeys(self.distributions, value)
 

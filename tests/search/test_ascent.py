@@ -9,8 +9,10 @@ from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
 
 from evomerge.errors import EvomergeError, TrialError
 from evomerge.search.ascent import APART
@@ -18,11 +20,12 @@ from evomerge.search.budget import Budget
 from evomerge.search.climbing import HALVED, STEP, Place, Walk, steps_of_leg, walk
 from evomerge.search.finalists import best_climbed
 from evomerge.search.floors import Floor
-from evomerge.search.legs import ASTRAY, DEPTH, LAST, SCOUT
+from evomerge.search.legs import ASTRAY, CLIMB, DEPTH, LAST, SCOUT, Climb
 from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, LocalPool, Outcome
 from evomerge.search.records import PlannedBaseline, TrialRecord
 from evomerge.search.sampler import make_sampler
+from evomerge.search.seeded import LEG, TOLD, WALK
 from evomerge.search.storage import StudyStore, create_store
 from evomerge.space.limits import Limit
 from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store
@@ -309,13 +312,13 @@ def test_a_leg_is_begun_where_its_slopes_fit_in(
 ) -> None:
     """It may go beyond the limit by less than a trial's 10 items; running ones count whole: 40."""
     store = make_store(tmp_path / "a.db", problem, "ascent")
-    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
+    SearchLoop(store, problem, Budget(4)).run(LocalPool(lambda: Climbing(ridge)))
     pool = Waiting()
-    loop = SearchLoop(store, problem, Budget(None, items=3 + left))
+    loop = SearchLoop(store, problem, Budget(None, items=3 + 4 + left))
     assert loop.has_work == (begun > 0)
     with suppress(EvomergeError):  # they never come to an end
         loop.run(pool)
-    assert len(pool.jobs) == begun
+    assert len(store.records()) == 3 + 1 + begun
 
 
 def test_failures_are_passed_by(tmp_path: Path, problem: AnalyticProblem) -> None:
@@ -435,3 +438,57 @@ def test_a_climb_that_only_breaks_floors_is_given_up(tmp_path: Path) -> None:
     parts = searched(tmp_path / "parts.db", Fenced(), Climbing(ridge), 9)
     parts = searched(tmp_path / "parts.db", Fenced(), Climbing(ridge), 50)
     assert [record.genome for record in parts] == [record.genome for record in fenced]
+
+
+def test_a_studys_first_leg_is_begun_whatever_is_left(
+    tmp_path: Path, problem: AnalyticProblem
+) -> None:
+    """Without it there would be no candidate."""
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    SearchLoop(store, problem, Budget(None, items=4)).run(LocalPool(lambda: Climbing(ridge)))
+    assert climbs_of(store.records()) == [0]
+
+
+def test_where_the_fitter_climb_stands_is_raced(tmp_path: Path, problem: AnalyticProblem) -> None:
+    """Of two that have come as far; and of one that goes on beside one that is over."""
+    calls = count()
+    known = {3 + SCOUT - 1: 0.55, 3 + 2 * SCOUT - 1: 0.6}
+    objective = Climbing(lambda genome: known.get(next(calls), ridge(genome)))
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    for trials in (3 + 2 * SCOUT, 3 + DEPTH + SCOUT + 1 + 2):
+        SearchLoop(store, problem, Budget(trials)).run(LocalPool(lambda: objective))
+        last = store.records()[-1]
+        mean = store.mean()
+        assert mean is not None
+        assert last.walk is not None
+        assert [mean[name] for name in sorted(mean)] == last.walk["end"]["point"]
+    assert climbs_of(store.records())[-1] == 0, "the first goes on when the second is over"
+
+
+def test_a_mean_that_failed_is_scored_again(tmp_path: Path, problem: AnalyticProblem) -> None:
+    """Once; where that fails too, CMA-ES goes on from the best leg."""
+    top = 3 + DEPTH
+    once = searched(
+        tmp_path / "a.db", problem, Climbing(failing(ridge, lambda n: n == top)), top + 2
+    )
+    assert [one.climbed for one in once[top:]] == [0, 0]
+    assert [one.state for one in once[top:]] == ["failed", "complete"]
+    assert once[top].genome == once[top + 1].genome
+    never = failing(ridge, lambda n: n in (top, top + 1, top + 2 + DEPTH, top + 3 + DEPTH))
+    records = searched(tmp_path / "b.db", problem, Climbing(never), top + 4 + DEPTH + 8)
+    fittest = max(records, key=lambda one: one.fitness or -np.inf)
+    for one in records[-8:]:
+        assert float(np.abs(point_of(one) - point_of(fittest)).max()) < 0.3
+
+
+def test_failures_before_a_leg_that_came_back_do_not_end_the_climb() -> None:
+    """By the order in which they came back, not by their numbers."""
+    store = optuna.create_study()
+    for number, told in ((0, 2), (1, 0), (2, 1)):
+        walked = {} if number else {WALK: walk(Hill(), Place.start(np.zeros(4)), 4, (0,)).to_json()}
+        attributes = {LEG: {CLIMB: 0}, TOLD: told, **walked}
+        store.add_trial(create_trial(value=0.0, user_attrs=attributes))
+    climb = Climb.of(0, store.trials)
+    assert (climb.vain, climb.over) == (0, False)
+    store.add_trial(create_trial(value=0.0, user_attrs={LEG: {CLIMB: 0}, TOLD: 3}))
+    assert Climb.of(0, store.trials).vain == 1, "failures apart are not added up"

@@ -84,7 +84,9 @@ def test_what_a_mask_seed_is_worth() -> None:
 
 def trial(number: int, fitness: float | None, kind: str = "search", **more: object) -> TrialRecord:
     score = {} if fitness is None else {"task": {"acc": [fitness, 0.02]}}
-    known = {"state": "complete", "recipe": f"recipe {number}", "scores": score, **more}
+    error = None if fitness is None else 0.02
+    known = {"state": "complete", "recipe": f"recipe {number}", "scores": score, "error": error}
+    known |= more
     return TrialRecord(number, kind, fitness=fitness, **known)  # type: ignore[arg-type]
 
 

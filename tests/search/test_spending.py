@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from evomerge.search.budget import Budget, nobody
-from evomerge.search.finalists import adapted
 from evomerge.search.pool import LocalPool, Outcome
 from evomerge.search.preparation import Preparation, prepare
 from evomerge.search.race import Race
@@ -144,29 +143,20 @@ def test_a_race_that_two_cannot_run_is_left_out_told_and_goes_on_when_it_can(
 def test_a_climb_that_the_budget_ends_is_raced_where_it_stands(
     tmp_path: Path, store: StudyStore, run: Run
 ) -> None:
-    """And by all items: it does not go by the search items' scores, which samplers fit."""
     settings = {"scan": False, "rungs": "none"}
     climbing = prepared(tmp_path, search={"sampler": "ascent", **settings})
     outcome, scored = run(climbing, trials=None, items=25 * ITEMS)
     records = store.records()
     assert [one.leg is not None for one in records] == [False] * 4 + [True] * 4
     assert scored["search"] == (4 + 4 * 4 + 1) * ITEMS, "baselines, legs, and where they end"
-    race = store.facts["race"]["race"]
-    assert race["search_items"] == ITEMS
     mean = store.facts["race"]["mean"]["genome"]
     walk = records[-1].walk
     assert walk is not None
-    assert not adapted(records)
-    assert len(mean) == len(walk["end"]["point"])
+    genes, ends = climbing.genes, walk["end"]["point"]
+    shares = [(mean[gene.name] - gene.low) / (gene.high - gene.low) for gene in genes]
+    assert shares == pytest.approx(ends)
+    assert set(store.facts["race"]["race"]["searched"]) >= {"mean", str(records[-1].number)}
     assert outcome.choice is not None
-
-
-def test_what_samplers_have_drawn_is_raced_by_fresh_items_alone(
-    masked: Preparation, store: StudyStore, run: Run
-) -> None:
-    run(masked, trials=8)
-    assert adapted(store.records())
-    assert store.facts["race"]["race"]["search_items"] == 0
 
 
 def test_without_a_limit_the_race_costs_what_the_plan_says_at_most(
