@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,14 +16,13 @@ FEWEST = 5
 
 @dataclass(frozen=True)
 class Agreement:
-    """The smooth fitness and the fitness along the climbs' legs.
+    """The smooth fitness and the fitness along the legs of the climb that ended the fittest.
 
     Args:
         legs: how many.
-        smooth: the smooth fitness on the first leg's items, and on the last's of that climb which
-            ended the fittest.
-        fitness: where that climb's first and last leg began, on the search items.
-        correlation: of both over all legs, by ranks (Spearman's), in [−1, 1]; None where it says
+        smooth: the smooth fitness on the first leg's items, and on the last's.
+        fitness: where the first and the last leg began, on the search items.
+        correlation: of both over the legs, by ranks (Spearman's), in [−1, 1]; None where it says
             nothing.
     """
 
@@ -30,6 +30,15 @@ class Agreement:
     smooth: tuple[float, float]
     fitness: tuple[float, float]
     correlation: float | None
+
+    @property
+    def disagree(self) -> bool:
+        """Whether one falls where the other rises, beyond chance: the correlation's 95 % interval
+        by Fisher's transform, with Fieller's variance for ranks (1.06 / (n − 3))."""
+        if self.correlation is None:
+            return False
+        bound = min(max(self.correlation, -1 + 1e-12), 1 - 1e-12)
+        return math.atanh(bound) < -1.96 * math.sqrt(1.06 / (self.legs - 3))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -39,17 +48,20 @@ class Agreement:
 def agreement(trials: Sequence[TrialRecord]) -> Agreement | None:
     """Of the legs that a study's trials walked; None where fewer than two did."""
     climbs: dict[int, list[tuple[float, float]]] = {}
+    rank: dict[int, tuple[float, float]] = {}
     for trial in trials:
         if trial.leg is not None and trial.walk is not None and trial.fitness is not None:
             number = int(trial.leg["climb"])
             pair = Walk.from_json(trial.walk).smooth, float(trial.fitness)
             climbs.setdefault(number, []).append(pair)
-    pairs = [pair for legs in climbs.values() for pair in legs]
-    if len(pairs) < 2:
+            rank[number] = -trial.violation, float(trial.fitness)
+    if not climbs:
         return None
-    best = max(climbs.values(), key=lambda legs: legs[-1][1])
+    best = climbs[max(rank, key=lambda number: rank[number])]
+    if len(best) < 2:
+        return None
     (smooth, fitness), last = best[0], best[-1]
-    return Agreement(len(pairs), (smooth, last[0]), (fitness, last[1]), _by_ranks(pairs))
+    return Agreement(len(best), (smooth, last[0]), (fitness, last[1]), _by_ranks(best))
 
 
 def _by_ranks(pairs: Sequence[tuple[float, float]]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evomerge.report.goals import floor_words
+from evomerge.search.sampler import BASELINE
 from evomerge.search.verdict import BROKEN, FEWEST, KEPT, LOSS, WIN, Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def climb_words(study: StudyReport) -> str | None:
         climbed = any(one.walk is not None for one in study.trials)
         if climbed or not vain:
             return None
-        return f"No climb: {vain[-1]}. CMA-ES searched by the fitness alone."
+        words = f"No climb: {vain[-1]}."
+        drawn = any(one.kind != BASELINE and one.leg is None for one in study.trials)
+        return f"{words} CMA-ES searched by the fitness alone." if drawn else words
     words = (
         f"The climb: along its {found.legs} legs the smooth fitness whose slope is taken went from "
         f"{found.smooth[0]:.4f} to {found.smooth[1]:.4f}, the fitness from {found.fitness[0]:.4f} "
@@ -50,7 +53,7 @@ def climb_words(study: StudyReport) -> str | None:
     if found.correlation is None:
         return f"{words}."
     words = f"{words} (rank correlation {found.correlation:+.2f})."
-    if found.correlation < 0:
+    if found.disagree:
         words += " They disagree: sampler: cmaes searches by the fitness alone."
     return words
 

@@ -117,7 +117,7 @@ def _record(store: StudyStore, prepared: Preparation, now: dict[str, Any]) -> No
             PROVENANCE: now,
             "genes": [gene.name for gene in prepared.genes],
             ITEMS: prepared.search_items.digest(),
-            RACED: len(prepared.race_items or ()),
+            RACED: _raced(prepared),
             SAMPLER: _sampling(space),
             DIGEST: space.digest(),  # last: a study with a digest has everything else
         }
@@ -168,15 +168,21 @@ def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str, cli
     _check_fresh(facts, prepared, climbed)
 
 
+def _raced(prepared: Preparation) -> str:
+    """How many items of each task are kept for a race, whether there is one or not."""
+    items = prepared.plan.race_items
+    return "as many as are searched on" if items is None else f"{items} items of each task"
+
+
 def _check_fresh(facts: Mapping[str, Any], prepared: Preparation, climbed: bool) -> None:
     """A climb learns from what the race leaves: other race items would not be fresh to it."""
-    before, now = facts.get(RACED), len(prepared.race_items or ())
+    before, now = facts.get(RACED), _raced(prepared)
     if climbed and before not in (None, now):
         place = prepared.space.fault(("finals", "items"), "").place
         problem = (
-            f"{now} race items; the study began with {before} and its climb has learnt from the "
-            "rest, so that no others are fresh. Put the number back, or begin another study "
-            "(--study NAME; --fresh sets the old one aside)"
+            f"{now}; the study began with {before}, and its climb has learnt from the rest, so "
+            "that no others are fresh. Put it back, or begin another study (--study NAME; --fresh "
+            "sets the old one aside)"
         )
         raise StudyError([Fault(place, problem)])
 

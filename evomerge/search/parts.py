@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evomerge.checkpoints import Checkpoint, MergedVocabulary
@@ -68,10 +68,15 @@ def parts_of(
             raced = race_items(plan, tokenizer, config, notes)
         except InputError as problem:
             faults.add([_at_its_key(fault, at_key) for fault in problem.faults], type(problem))
-    if plan.neighbourhood is not None and searched is not None:
+    if searched is None:
+        return None, held_out, raced
+    learnt = [searched]
+    if plan.neighbourhood is not None:
         notes += _sloping(plan.neighbourhood.fitness(searched, tokenizer, config))
-    notes += _known(searched, raced, "race", "come fresh to it")
-    notes += _known(searched, held_out, "held-out", "prove what they should")
+        climbed = faults.gather(items_of, plan, tokenizer, config, "climb")
+        learnt += [] if climbed is None or not hold_out else [climbed]
+    notes += _known(learnt, raced, "race", "come fresh to it")
+    notes += _known(learnt, held_out, "held-out", "prove what they should")
     return searched, held_out, raced
 
 
@@ -82,20 +87,34 @@ def _sloping(fitness: SmoothFitness) -> list[str]:
     return [f"the slope is taken without {one}" for one in fitness.left_out_words]
 
 
-def _known(searched: ItemSet | None, apart: ItemSet | None, name: str, but: str) -> list[str]:
-    """A note where items that should be new ask what search items ask: parts are drawn apart task
-    by task, but two tasks may have the same documents, and a data set may have them twice."""
-    if searched is None or apart is None:
+def _known(searched: Sequence[ItemSet], apart: ItemSet | None, name: str, but: str) -> list[str]:
+    """A note where items that should be new ask what search items ask, or those that the climb
+    learns from: parts are drawn apart task by task, but two tasks may have the same documents, and
+    a data set may have them twice."""
+    if apart is None:
         return []
-    seen = {_asked(query) for query in searched.queries}
-    again = sum(_asked(query) in seen for query in apart.queries)
-    if again <= MANY * len(apart.queries):
+    seen = {asked for items in searched for asked in map(_asked, items.queries)}
+    again = sum(asked <= seen for asked in _questions(apart))
+    if again <= MANY * len(apart):
         return []
     return [
-        f"{again} of the {len(apart.queries)} {name} questions are also among the search items', "
-        f"so that the {name} items do not {but}; are two tasks, or a holdout_task, made of the "
-        "same documents?"
+        f"{again} of the {len(apart)} {name} items are also among the search items or those that "
+        f"the climb learns from, so that the {name} items do not {but}; are two tasks, or a "
+        "holdout_task, made of the same documents?"
     ]
+
+
+def _questions(items: ItemSet) -> list[set[object]]:
+    """What each item asks; without contexts only where it has none at all: " A" alone is asked in
+    every item of some tasks."""
+    found = []
+    for task in items.tasks:
+        asked: dict[int, dict[bool, set[object]]] = {}
+        for instance, query in zip(task.task.instances, task.queries, strict=True):
+            bare = isinstance(query, Continuation) and not str(instance.args[0]).strip()
+            asked.setdefault(instance.doc_id, {}).setdefault(bare, set()).add(_asked(query))
+        found += [of.get(False) or of[True] for of in asked.values()]
+    return found
 
 
 def _asked(query: Query) -> object:

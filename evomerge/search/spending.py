@@ -56,6 +56,8 @@ def spending(prepared: Preparation, items: int | None = None, *, raced: int = 0)
     """
     whole = _whole_race(prepared)
     compared = 1 + min(len(prepared.baselines), MOST_BASELINES)
+    if prepared.space.several_goals:  # points of the front, and whom they have to pass
+        compared = prepared.space.finals.candidates + len(prepared.baselines)
     held_out = compared * len(prepared.holdout_items or ())
     if items is None:
         return Spending(None, whole, whole, held_out, raced)

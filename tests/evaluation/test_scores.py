@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from evomerge.errors import TaskError
-from evomerge.evaluation import MetricName, Scores, TaskRequest, TaskScore, Value, fitness, goals
+from evomerge.evaluation import (
+    MetricName,
+    Scores,
+    TaskRequest,
+    TaskScore,
+    Value,
+    fitness,
+    fitness_error,
+    goals,
+)
 
 ACC = MetricName("acc", "none")
 PPL = MetricName("perplexity", "none")
@@ -94,6 +103,24 @@ def test_fitness_is_the_weighted_mean_and_larger_is_better() -> None:
     assert fitness(scores, against) == pytest.approx(-0.8)
     with pytest.raises(TaskError, match="every weight is 0"):
         fitness(scores, [TaskRequest("a", ACC, weight=0.0)])
+
+
+def test_the_error_of_the_fitness_by_hand() -> None:
+    """As a Monte Carlo of independent scores has it, for means, weights and plain sums."""
+    errors, weights = np.array([0.05, 0.02, 0.3]), np.array([5.0, -1.0, 0.5])
+    scores = Scores(
+        {n: one_task(n, acc=Value(0.5, e)).tasks[n] for n, e in zip("abc", errors, strict=True)}
+    )
+    requests = [TaskRequest(n, ACC, weight=w) for n, w in zip("abc", weights, strict=True)]
+    draws = np.random.default_rng(0).normal(0.5, errors, (200_000, 3)) @ weights
+    assert fitness_error(scores, requests, plain_sum=True) == pytest.approx(draws.std(), rel=0.01)
+    size = np.abs(weights).sum()
+    assert fitness_error(scores, requests) == pytest.approx(draws.std() / size, rel=0.01)
+    # A floor's task without a weight counts for nothing; one that counts has to have an error.
+    free = Scores({**scores.tasks, "d": one_task("d", acc=Value(0.5)).tasks["d"]})
+    floor = [*requests, TaskRequest("d", ACC, weight=0.0)]
+    assert fitness_error(free, floor) == fitness_error(scores, requests)
+    assert fitness_error(free, [TaskRequest("d", ACC)]) is None
 
 
 def test_goals_are_what_each_request_adds_but_for_its_weights_size() -> None:

@@ -211,7 +211,9 @@ def test_where_a_gradient_is_kept() -> None:
     assert (limits.tokens, limits.on_host) == (500, False)
     # Smaller batches came first: in the host's memory each of them costs a copy.
     assert limits.tighten(single=True)
-    assert limits.on_host
+    assert (limits.tokens, limits.on_host) == (1000, True)
+    assert limits.tighten(single=False)
+    assert limits.tokens == 500
     assert not limits.tighten(single=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,19 +51,42 @@ def test_a_climb_that_leads_elsewhere_is_told() -> None:
     assert words.endswith("-1.00). They disagree: sampler: cmaes searches by the fitness alone.")
 
 
-def test_the_fitter_climb_is_told_of_and_all_legs_are_correlated() -> None:
+def test_the_fitter_climb_is_told_of() -> None:
     first = [leg(0, 0.5, 0.40), leg(1, 0.6, 0.50), leg(2, 0.6, 0.55)]
     second = [leg(3, 0.5, 0.40, climb=1), leg(4, 0.7, 0.60, climb=1)]
     found = agreement([*first, *second])
     assert found is not None
-    assert (found.legs, found.smooth, found.fitness) == (5, (0.40, 0.60), (0.5, 0.7))
-    # Ranks 1.5 3 4 1.5 5 of the smooth fitness and 1.5 3.5 3.5 1.5 5 of the other.
-    assert found.correlation == pytest.approx(9 / np.sqrt(9.5 * 9))
+    assert (found.legs, found.smooth, found.fitness) == (2, (0.40, 0.60), (0.5, 0.7))
+    broken = [replace(one, constraints={"floor": 0.1}) for one in second]
+    kept = agreement([*first, *broken])
+    assert kept is not None
+    assert (kept.legs, kept.fitness) == (3, (0.5, 0.6)), "the fitter one breaks its floor"
+
+
+def test_two_climbs_that_both_rise_do_not_disagree() -> None:
+    """One begins high in the one and low in the other."""
+    rising = [leg(n, 0.5 + n / 100, 0.6 + n / 100) for n in range(6)]
+    other = [leg(6 + n, 0.6 + n / 100, 0.4 + n / 100, climb=1) for n in range(6)]
+    found = agreement([*rising, *other])
+    assert found is not None
+    assert found.correlation == pytest.approx(1.0)
+
+
+def test_a_correlation_by_chance_is_no_disagreement() -> None:
+    """Ranks 1 2 3 4 5 6 and 3 1 6 2 5 4 downwards: -0.37 of six legs."""
+    fitness = [0.55, 0.53, 0.58, 0.54, 0.57, 0.56][::-1]
+    words = words_of(*(leg(n, one, 0.4 + n / 100) for n, one in enumerate(fitness)))
+    assert words is not None
+    assert words.endswith("(rank correlation -0.37).")
 
 
 def test_why_there_was_no_climb_is_told() -> None:
     vain = TrialRecord(1, "search", "complete", 0.5, leg={"climb": 0}, no_slope="task own: code")
     assert words_of(TrialRecord(0, "baseline", "complete", 0.4), vain) == (
+        "No climb: task own: code."
+    )
+    drawn = TrialRecord(2, "search", "complete", 0.5)
+    assert words_of(vain, drawn) == (
         "No climb: task own: code. CMA-ES searched by the fitness alone."
     )
     assert words_of(leg(0, 0.5, 0.4), vain) is None, "one leg was walked"

@@ -48,17 +48,17 @@ def begun(prepared: Preparation, folder: StudyFolder) -> StudyStore:
 
 def test_race_items_stay_fresh_to_the_climb(prepared: Preparation, folder: StudyFolder) -> None:
     """It learns from what the race leaves, so that a larger race would know what it judges by."""
-    some, more = (
-        replace(prepared, race_items=prepared.search_items),
-        replace(prepared, race_items=None),
-    )
+    some = prepared
+    more = replace(prepared, plan=replace(prepared.plan, race_items=300))
     store = begun(some, folder)
     store = open_for_search(more, folder, "quickstart", None)
     number = store.ask({}).number
     store.tell(number, 0.5, walk={"any": 1})
-    with pytest.raises(StudyError, match=r"finals\.items: 0 race items; .*began with 800"):
+    problem = r"finals\.items: 300 items of each task; .*began with as many as are searched on"
+    with pytest.raises(StudyError, match=problem):
         open_for_search(more, folder, "quickstart", None)
-    open_for_search(some, folder, "quickstart", None)
+    # Without a race the climb keeps off its items too.
+    open_for_search(replace(some, race_items=None), folder, "quickstart", None)
 
 
 def test_study_of_somebody_else_is_refused_and_kept(

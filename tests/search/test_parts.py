@@ -28,6 +28,7 @@ def prepared(
     tasks: list[str],
     judged: Sequence[str] = (),
     holdout: int = 20,
+    metric: str = "acc",
 ) -> Preparation:
     """``words`` has 60 documents; ``other`` those of the draw that begins there.
 
@@ -48,7 +49,7 @@ def prepared(
             doc_to_text="{{text}}",
             doc_to_target="label",
             doc_to_choice=["w3", "w5 w1", "w9 w2", "w20"],
-            metric_list=metrics("acc"),
+            metric_list=metrics(metric),
         )
     (folder / "own.py").write_text("def judge(doc, results):\n    return {'acc': 1.0}\n")
     for name in judged:
@@ -62,7 +63,7 @@ def prepared(
         "dtype": "float32",
         "genome": {"weight": [0.0, 1.0]},
         "include_path": [str(folder)],
-        "tasks": [{"task": task, "items": 20, **more} for task in tasks],
+        "tasks": [{"task": task, "items": 20, "metric": metric, **more} for task in tasks],
         "holdout": {"items": holdout},
     }
     space = tmp_path / "space.yaml"
@@ -75,14 +76,20 @@ def told(preparation: Preparation) -> list[str]:
 
 
 def test_a_holdout_task_of_the_same_documents_is_told(tmp_path: Path, family: Family) -> None:
-    (note,) = told(prepared(tmp_path, family, 0, ["words"]))
-    assert "of the 80 held-out questions" in note
+    preparation = prepared(tmp_path, family, 0, ["words"])
+    (note,) = told(preparation)
+    again = int(note.split(" of the 20 held-out items are also")[0])
+    assert preparation.holdout_items is not None
+    searched = set(map(repr, preparation.search_items.queries))
+    held_out = list(map(repr, preparation.holdout_items.queries))
+    alone = sum(query in searched for query in held_out) / 4  # choices
+    assert 0 < alone < again, "those that the climb learns from count too"
     assert "holdout_task" in note
 
 
 def test_two_tasks_of_the_same_documents_are_told(tmp_path: Path, family: Family) -> None:
     notes = told(prepared(tmp_path, family, 0, ["words", "other"]))
-    assert sum("held-out questions" in note for note in notes) == 1
+    assert sum("held-out items are also" in note for note in notes) == 1
 
 
 @pytest.mark.parametrize("tasks", [["words"], ["words", "other"]])
@@ -117,3 +124,13 @@ def test_too_many_held_out_items_are_refused_where_they_are_asked_for(
     (fault,) = caught.value.faults
     assert "holdout.items" in fault.place
     assert "task other: 61 items, but there are 60 documents" in fault.problem
+
+
+def test_choices_that_are_asked_without_a_context_are_no_questions(
+    tmp_path: Path, family: Family
+) -> None:
+    """acc_mutual_info asks for each choice alone as well: the same in every item."""
+    preparation = prepared(tmp_path, family, 100, ["words"], metric="acc_mutual_info")
+    assert preparation.holdout_items is not None
+    assert len(preparation.holdout_items.queries) == 2 * 4 * 20
+    assert told(preparation) == []

@@ -150,7 +150,8 @@ def test_a_climb_that_the_budget_ends_is_raced_where_it_stands(
     assert [one.leg is not None for one in records] == [False] * 4 + [True] * 4
     assert scored["search"] == (4 + 4 * 4 + 1) * ITEMS, "baselines, legs, and where they end"
     mean = store.facts["race"]["mean"]["genome"]
-    walk = records[-1].walk
+    first = [one for one in records if one.leg is not None and one.leg["climb"] == 0]
+    walk = first[-1].walk
     assert walk is not None
     genes, ends = climbing.genes, walk["end"]["point"]
     shares = [(mean[gene.name] - gene.low) / (gene.high - gene.low) for gene in genes]
@@ -199,3 +200,10 @@ def test_of_those_who_cannot_all_be_paid_the_best_and_a_baseline_run() -> None:
     assert affordable(race, costs, 39, baselines, True) == ("7", "8", "2"), "half would be too few"
     ahead = Race({"2": 0.9, "7": 0.8, "8": 0.7}, 0)
     assert affordable(ahead, costs, 20, baselines) == ("2", "7")
+
+
+def test_several_goals_compare_more_on_the_held_out_items(tmp_path: Path) -> None:
+    """Every point that is judged, and every baseline that may have to be passed."""
+    several = prepared(tmp_path, objective="pareto")
+    points = several.space.finals.candidates
+    assert spending(several).holdout == (points + len(several.baselines)) * 60

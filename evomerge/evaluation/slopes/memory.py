@@ -34,6 +34,9 @@ class Limits:
     on_host: bool = False
     accelerated: bool = False
 
+    def __post_init__(self) -> None:
+        self.first = self.tokens
+
     @classmethod
     def of(cls, model: torch.nn.Module, device: torch.device | str) -> Limits:
         """The limits of a live model, from what its accelerators have free now."""
@@ -60,7 +63,8 @@ class Limits:
             self.tokens //= 2
             return True
         if self.accelerated and not self.on_host:
-            self.on_host = True
+            # The batches were halved for a gradient that now lies elsewhere.
+            self.on_host, self.tokens = True, self.first
             return True
         return False
 
