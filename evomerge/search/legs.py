@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from optuna.trial import TrialState
 
 from evomerge.search.climbing import Place, Walk
 from evomerge.search.seeded import BASELINE, CLIMBED, ERROR, KIND, LEG, WALK, arrival, minimised
@@ -113,7 +112,7 @@ class Climb:
 
 def _top(drawn: Sequence[Any]) -> Any:
     """The trial of a climb's mean: failed ones are tried again, but not without end."""
-    alive = [one for one in drawn if one.state != TrialState.FAIL]
+    alive = [one for one in drawn if one.state.name != "FAIL"]
     if alive or len(drawn) < VAIN:
         return next(iter(alive), None)
     return drawn[-1]
