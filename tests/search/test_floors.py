@@ -47,6 +47,9 @@ class Guarded(AnalyticProblem):
     def fitness(self, scores: Scores) -> float:
         return scores.value("gain", ACC).value
 
+    def error(self, scores: Scores) -> float | None:
+        return scores.value("gain", ACC).stderr
+
     def baselines(self) -> list[PlannedBaseline]:
         inside = [("base", 0.0), ("only a", 0.2), ("only b", 0.8), ("uniform", 0.9)]
         return [PlannedBaseline(n, self.recipe(self.point(v)), self.point(v)) for n, v in inside]

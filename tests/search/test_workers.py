@@ -122,6 +122,9 @@ class Heights(AnalyticProblem):
         assert isinstance(scores, Height)
         return scores.value
 
+    def error(self, scores: object) -> float | None:
+        return None
+
 
 def test_search_survives_dying_workers(pool: RayPool, tmp_path: Path) -> None:
     problem = Heights()
