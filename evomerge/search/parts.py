@@ -73,11 +73,21 @@ def parts_of(
     learnt = [searched]
     if plan.neighbourhood is not None:
         notes += _sloping(plan.neighbourhood.fitness(searched, tokenizer, config))
-        climbed = faults.gather(items_of, plan, tokenizer, config, "climb")
-        learnt += [] if climbed is None or not hold_out else [climbed]
+        learnt += _climbed(plan, tokenizer, config, notes) if hold_out else []
     notes += _known(learnt, raced, "race", "come fresh to it")
     notes += _known(learnt, held_out, "held-out", "prove what they should")
     return searched, held_out, raced
+
+
+def _climbed(plan: EvaluatorPlan, tokenizer: Any, config: Any, notes: list[str]) -> list[ItemSet]:
+    """What the climb learns from. Where that cannot be built no leg is walked, and the search goes
+    on without: no reason to refuse it."""
+    try:
+        return [items_of(plan, tokenizer, config, "climb")]
+    except InputError as problem:
+        why = "; ".join(map(str, problem.faults))
+        notes.append(f"no slope can be taken: {why}; CMA-ES searches by the fitness alone")
+        return []
 
 
 def _sloping(fitness: SmoothFitness) -> list[str]:

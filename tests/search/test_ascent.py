@@ -492,3 +492,32 @@ def test_failures_before_a_leg_that_came_back_do_not_end_the_climb() -> None:
     assert (climb.vain, climb.over) == (0, False)
     store.add_trial(create_trial(value=0.0, user_attrs={LEG: {CLIMB: 0}, TOLD: 3}))
     assert Climb.of(0, store.trials).vain == 1, "failures apart are not added up"
+
+
+def test_what_was_drawn_before_a_slope_came_back_is_not_told_to_the_later_cma_es(
+    problem: AnalyticProblem,
+) -> None:
+    """It was drawn about another mean. With workers side by side a leg may come back late."""
+    sampler = make_sampler("ascent", problem.distributions, problem.point(0.5), seed=3, sigma=0.15)
+
+    def mean_after(attributes: dict[str, object]) -> list[float]:
+        study = optuna.create_study(direction="maximize")
+
+        def add(value: float, at: float, **attrs: object) -> None:
+            trial = create_trial(
+                value=value,
+                params=problem.point(at),
+                distributions=dict(problem.distributions),
+                user_attrs={TOLD: len(study.trials), **attrs},
+            )
+            study.add_trial(trial)
+
+        add(0.5, 0.4, kind="baseline")
+        add(0.9, 0.6, climbed=0)
+        for n in range(2 * 8):
+            add(0.1 * n, 0.62 + n / 100, **attributes)
+        mean = sampler.mean(study)
+        return [round(value, 9) for value in mean.values()]
+
+    assert mean_after({"plain": True}) == [0.6] * 4
+    assert mean_after({}) != [0.6] * 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,24 +29,30 @@ def prepared(
     judged: Sequence[str] = (),
     holdout: int = 20,
     metric: str = "acc",
+    broken: Collection[int] = (),
 ) -> Preparation:
     """``words`` has 60 documents; ``other`` those of the draw that begins there.
 
-    ``judged`` are tasks that judge answers with code of their own, which has no slope.
+    ``judged`` are tasks that judge answers with code of their own, which has no slope; ``broken``
+    are documents of which no prompt can be made.
     """
     draw = np.random.default_rng(0)
     rows = [
-        {"text": " ".join(draw.choice(WORDS[3:], 6)), "label": int(draw.integers(4))}
-        for _ in range(200)
+        {
+            "text": " ".join(draw.choice(WORDS[3:], 6)),
+            "label": int(draw.integers(4)),
+            "whole": int(place not in broken),
+        }
+        for place in range(200)
     ]
     folder = tmp_path / "tasks"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, first in (("words", 0), ("other", other)):
         TaskFolder(folder).add(
             name,
             {"test": rows[first : first + 60]},
             output_type="multiple_choice",
-            doc_to_text="{{text}}",
+            doc_to_text="{{text if 1 / whole else text}}",
             doc_to_target="label",
             doc_to_choice=["w3", "w5 w1", "w9 w2", "w20"],
             metric_list=metrics(metric),
@@ -134,3 +140,20 @@ def test_choices_that_are_asked_without_a_context_are_no_questions(
     assert preparation.holdout_items is not None
     assert len(preparation.holdout_items.queries) == 2 * 4 * 20
     assert told(preparation) == []
+
+
+def test_where_the_climbs_own_items_cannot_be_built_the_search_goes_on(
+    tmp_path: Path, family: Family
+) -> None:
+    """Documents that only the climb would use are no reason to refuse a space."""
+    whole = prepared(tmp_path, family, 100, ["words"])
+    assert not any("slope" in note for note in whole.notes)
+    assert whole.race_items is not None
+    parts = (whole.search_items, whole.race_items)
+    used = {place for part in parts for place in part.samples["words"]}
+    assert len(used) == 40
+    spare = set(range(1, 60)) - used  # lm-eval tries the first one as it loads a task
+    notes = prepared(tmp_path, family, 100, ["words"], broken=spare).notes
+    (note,) = [one for one in notes if "slope" in one]
+    assert note.startswith("no slope can be taken: task words: requests could not be built: ")
+    assert note.endswith("CMA-ES searches by the fitness alone")

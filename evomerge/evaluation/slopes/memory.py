@@ -35,7 +35,7 @@ class Limits:
     accelerated: bool = False
 
     def __post_init__(self) -> None:
-        self.first = self.tokens
+        self._whole = self.tokens
 
     @classmethod
     def of(cls, model: torch.nn.Module, device: torch.device | str) -> Limits:
@@ -64,7 +64,7 @@ class Limits:
             return True
         if self.accelerated and not self.on_host:
             # The batches were halved for a gradient that now lies elsewhere.
-            self.on_host, self.tokens = True, self.first
+            self.on_host, self.tokens = True, self._whole
             return True
         return False
 
