@@ -135,8 +135,8 @@ class Display:
             mark = "[green]best so far[/]" if best else "[dim]baseline[/]"
             seconds = sum(record.seconds.values())
             stderr.print(
-                f"  {record.number:>4}  {escape(f'{name:<24}')} {record.fitness:.4f}  {mark}"
-                f"  [dim]{seconds:.2f} s[/]",
+                f"  {record.number:>4}  {escape(f'{name:<24}')} {_reached(record):>7}  {mark}"
+                f"  [dim]{seconds:.2f} s{_stopped(record)}[/]",
                 highlight=False,
                 **wrapping(stderr),
             )
@@ -192,7 +192,8 @@ def show_summary(study: StudyReport) -> None:
     trials = [trial for trial in study.trials if trial.state == "complete"]
     if not trials:
         return
-    baselines = [trial for trial in trials if trial.kind == "baseline"]
+    shown = ("complete", "pruned")
+    baselines = [one for one in study.trials if one.kind == "baseline" and one.state in shown]
     searched = [trial for trial in trials if trial.kind != "baseline"]
     searched.sort(key=lambda trial: (trial.violation, -(trial.fitness or 0.0)))
     tasks = list(trials[0].scores)
@@ -203,13 +204,27 @@ def show_summary(study: StudyReport) -> None:
         [
             str(trial.number),
             trial.label or "searched",
-            f"{trial.fitness:.4f}",
+            _reached(trial),
             *(_first(trial.scores.get(task, {})) for task in tasks),
         ]
         for trial in [*baselines, *searched[:3]]
     ]
     numbers = [index for index in range(len(headers)) if index != 1]
     show_table(headers, rows, numbers=numbers, title=f"{title} of {prefix}…" if prefix else title)
+    if any(trial.state == "pruned" for trial in baselines):
+        say(
+            "~: surely not the best baseline after a part of the items, so the rest was saved; an "
+            "estimate, and the tasks' scores on that part."
+        )
+
+
+def _reached(trial: TrialRecord) -> str:
+    """A trial's fitness, or what it would be of one that was stopped early."""
+    return f"{trial.fitness:.4f}" if trial.estimate is None else f"~{trial.estimate:.4f}"
+
+
+def _stopped(trial: TrialRecord) -> str:
+    return "" if trial.estimate is None else f", stopped after {trial.items} items"
 
 
 def _status(progress: Progress) -> Text:

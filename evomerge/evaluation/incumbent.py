@@ -12,7 +12,7 @@ import base64
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from evomerge.evaluation.spec import MetricName, TaskRequest
 
 CONFIDENCE_Z = 1.645
 """A candidate is stopped when it is worse with a confidence of 95 % (one-sided, normal)."""
+
+CERTAIN_Z = 3.0
+"""The same for what is not one of many: 99.9 %."""
 
 _FEWEST = 8
 """Items, beyond one per task, below which their spread is not worth knowing."""
@@ -45,10 +48,9 @@ class Difference:
     stderr: float
     noise: float
 
-    @property
-    def hopeless(self) -> bool:
-        """Whether the candidate cannot win."""
-        return self.value + CONFIDENCE_Z * self.stderr < 0
+    def hopeless(self, z: float = CONFIDENCE_Z) -> bool:
+        """Whether the candidate cannot win, by so many standard errors."""
+        return self.value + z * self.stderr < 0
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Incumbent:
         weights: leaf task → metric → what the metric's mean adds to the fitness, per unit.
         values: leaf task → float32 ``[items]``, what each item adds, the share of one item in the
             mean left out: the sum of their means over the tasks is the fitness.
+        z: by so many standard errors is stopped who is compared with it.
     """
 
     trial: int
     fitness: float
     weights: Weights
     values: Mapping[str, np.ndarray]
+    z: float = CONFIDENCE_Z
 
     @classmethod
     def of(
@@ -84,6 +88,10 @@ class Incumbent:
         weights = _weights(scores, requests, **how)
         values = None if weights is None else _values(scores, weights)
         return None if weights is None or values is None else cls(trial, fitness, weights, values)
+
+    def certain(self) -> Incumbent:
+        """The same, but only what is almost certainly worse is stopped."""
+        return replace(self, z=CERTAIN_Z)
 
     def difference(self, scores: Scores, seen: Seen | None = None) -> Difference | None:
         """How much fitter another candidate is.

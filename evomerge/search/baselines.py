@@ -49,15 +49,15 @@ def baselines(
     if not space.stages:
         stored = list(space.models)
     names = labels([model for model in stored if not space.stages or model not in bases])
-    planned += [
-        _alone(f"{ONLY}{label}", space, model, num_layers, one_vocabulary)
-        for model, label in names.items()
-    ]
     for method in space.methods:
         if len(space.models) > 1 or method == "slerp":
             label = UNIFORM if len(space.methods) == 1 else f"{UNIFORM} {method}"
             planned.append(_uniform(label, space, method, num_layers))
-    return planned + _variations(space, num_layers)
+    planned += _variations(space, num_layers)
+    return planned + [
+        _alone(f"{ONLY}{label}", space, model, num_layers, one_vocabulary)
+        for model, label in names.items()
+    ]
 
 
 def decode(space: SearchSpace, genome: Mapping[str, float], num_layers: int) -> str:

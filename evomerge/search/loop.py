@@ -161,13 +161,15 @@ class SearchLoop:
             if asked and self._may_be_stopped(record):
                 record = self._running[record.number] = replace(record, rival=self._standing.trial)
                 self._store.note(record.number, rival=record.rival)
-            incumbent = self._standing.of(record.rival)
+            # There are few baselines, and each may be the best start, or what has to be beaten.
+            incumbent = self._standing.of(record.rival, certain=record.kind == BASELINE)
             pool.submit(Job(record.number, recipe, leg=record.leg, incumbent=incumbent))
         return []
 
     def _may_be_stopped(self, record: TrialRecord) -> bool:
-        """A baseline never is; nor is where a leg of the climb begins."""
-        return self._problem.prunes and record.kind != BASELINE and record.leg is None
+        """Where a leg of the climb begins never is, nor a baseline where floors may hang on it."""
+        kept = record.kind == BASELINE and bool(self._problem.floors)
+        return self._problem.prunes and record.leg is None and not kept
 
     def _take(self, outcome: Outcome) -> list[TrialRecord]:
         """Tell the study of a result; what is finished by it: the trial, and its twins."""
@@ -277,10 +279,11 @@ class SearchLoop:
 def _serves(result: TrialRecord, trial: TrialRecord) -> bool:
     """Whether a trial may have the result of another with the same recipe.
 
-    What failed may have failed for want of memory; a baseline is never stopped early; a leg of the
-    climb is its own.
+    What failed may have failed for want of memory; what a baseline is needed for a searched trial
+    that was stopped early does not give; a leg of the climb is its own.
     """
     if trial.leg is not None:
         return False
     whole = result.state == "complete"
-    return whole or (result.state == "pruned" and trial.kind != BASELINE)
+    stopped = result.state == "pruned" and (trial.kind != BASELINE or result.kind == BASELINE)
+    return whole or stopped

@@ -70,8 +70,13 @@ class Standing:
         """Items that searched trials have scored since the last gain."""
         return self._since
 
-    def of(self, trial: int | None) -> Incumbent | None:
-        """A trial that is the incumbent, or was; None for another."""
+    def of(self, trial: int | None, *, certain: bool = False) -> Incumbent | None:
+        """A trial that is the incumbent, or was; None for another.
+
+        Args:
+            trial: its number.
+            certain: whether only what is almost certainly behind it is stopped.
+        """
         kept = None if trial is None else self._kept.get(trial)
         if trial is None or kept is None:
             return None
@@ -80,7 +85,8 @@ class Standing:
 
             # Jobs are compared with the present one, or just with the one before.
             self._known = {trial: Incumbent.from_json(trial, kept)}
-        return self._known[trial]
+        known = self._known[trial]
+        return known.certain() if certain else known
 
     def facts(self, record: TrialRecord, scores: Scores) -> dict[str, Any]:
         """What is to be kept with a trial that was scored on all items, if it is the best now.

@@ -22,7 +22,7 @@ def test_a_good_space_in_words(shared: World) -> None:
     assert result.exit_code == 0
     text = said(result)
     assert "4 genes: weight/add/0, weight/add/1, weight/most/0, weight/most/1" in text
-    assert f"{BASELINES} baselines: base, only add, only most, uniform" in text
+    assert f"{BASELINES} baselines: base, uniform, only add, only most" in text
     assert "40 search items, 40 race items, 60 held-out items" in text
     assert "Everything fits." in text
 
@@ -35,7 +35,7 @@ def test_a_good_space_in_json(shared: World) -> None:
     assert data["genes"][0]["name"] == "weight/add/0"
     assert data["genes"][0]["low"] == -0.2
     assert data["genes"][0]["high"] == 1.2
-    assert data["baselines"] == ["base", "only add", "only most", "uniform"]
+    assert data["baselines"] == ["base", "uniform", "only add", "only most"]
     assert data["items"] == {"search": 40, "race": 40, "holdout": 60}
     assert set(data["tasks"]) == {"quickstart_add", "quickstart_most"}
     assert data["workers"] == 2

@@ -101,7 +101,8 @@ def test_a_published_recipe_and_its_space(
         residencies.append(trials(world.study(study)))
     assert residencies[0] == residencies[1], "where models are held decides no score"
     states = [trial[3] for trial in residencies[0]]
-    assert states == ["complete"] * 4 + ["waiting"] * (len(states) - 4)
+    assert set(states[:4]) <= {"complete", "pruned"}
+    assert set(states[4:]) <= {"waiting"}
 
 
 def test_a_second_stage_in_the_union_of_the_vocabularies(
@@ -160,7 +161,7 @@ def test_a_first_stage_of_a_larger_vocabulary(world: World) -> None:
     assert "rows 72 … 73 are left out" in told(result)
     found = {trial[2]: trial[7] for trial in trials(world.study("first"))}
     assert list(found) == [
-        *("base", "only Hermes-2-Pro-Llama-3-8B", "only Llama3-OpenBioLLM-8B", "uniform")
+        *("base", "uniform", "only Hermes-2-Pro-Llama-3-8B", "only Llama3-OpenBioLLM-8B")
     ]
     for label, model in (
         ("only Llama3-OpenBioLLM-8B", "most"),

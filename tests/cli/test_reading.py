@@ -119,7 +119,7 @@ def test_the_files_of_a_study(shared: World) -> None:
     rows = table(folder)
     assert list(rows.trial) == list(range(8))
     assert list(rows.kind) == ["baseline"] * 4 + ["search"] * 4
-    assert list(rows.label[:4]) == ["base", "only add", "only most", "uniform"]
+    assert list(rows.label[:4]) == ["base", "uniform", "only add", "only most"]
     assert rows.fitness.notna().all()
     means = rows[["score/quickstart_add/acc,none", "score/quickstart_most/acc,none"]].mean(axis=1)
     assert rows.fitness.tolist() == pytest.approx(means.tolist())

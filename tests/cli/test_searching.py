@@ -161,6 +161,23 @@ def test_a_moved_world_is_gone_on_with(world: World, monkeypatch: pytest.MonkeyP
         os.rename(moved, world.root)
 
 
+def test_a_model_alone_that_is_far_behind_is_told_as_stopped(world: World) -> None:
+    tasks = [{"task": "quickstart_add", "items": 100, "holdout_task": "quickstart_add_heldout"}]
+    search = {**SPACE["search"], "rungs": [0.25]}
+    result = run("search", world.space("far", tasks=tasks, search=search), "--trials", 5)
+    assert result.exit_code == 0, result.stderr
+    rows = table(world.study("far"))
+    assert rows.state.tolist()[:4] == ["complete", "complete", "complete", "pruned"]
+    stopped = rows.iloc[3]
+    assert (stopped.label, stopped["items"]) == ("only most", 25)
+    estimate = f"~{stopped.estimate:.4f}"
+    assert f"{estimate} baseline" in told(result)
+    assert "stopped after 25 items" in told(result)
+    assert estimate in said(result)
+    assert "~: surely not the best baseline" in said(result)
+    assert estimate in said(run("best", "far"))
+
+
 def test_a_budget_that_ends_with_the_baselines_says_so(world: World) -> None:
     result = searched(world.space("few"), "--trials", 2)
     assert "the budget ended with the baselines, which come first" in said(result)

@@ -55,7 +55,7 @@ def test_a_staged_space_is_checked(world: World) -> None:
         *("adder/density/add", "weight/adder", "weight/most")
     ]
     assert [Path(one["model"]).name for one in found["models"]] == ["base", "add", "most"]
-    assert found["baselines"] == ["base", "only add", "only most", "uniform"]
+    assert found["baselines"] == ["base", "uniform", "only add", "only most"]
     assert found["merge_method"] == "dare_ties, then task_arithmetic"
 
 
@@ -93,10 +93,10 @@ def test_the_exported_stages_make_the_trials_tensors(world: World, tmp_path: Pat
 
 def test_a_staged_study_is_told_and_goes_on(world: World) -> None:
     rows = table(world.study("staged"))
-    assert list(rows.label[:4]) == ["base", "only add", "only most", "uniform"]
+    assert list(rows.label[:4]) == ["base", "uniform", "only add", "only most"]
     assert rows["adder/density/add"][4:].between(0.2, 0.9).all()
     # The base and the blend are points of the space; models inside a stage are not.
-    assert rows["weight/adder"].notna().tolist() == [True, False, True, True, *[True] * 4]
+    assert rows["weight/adder"].notna().tolist() == [True, True, False, True, *[True] * 4]
     best = run("export", "staged").stdout
     assert best.rstrip() == (
         (world.study("staged") / "best.yaml").read_text().partition("\n")[2].rstrip()
@@ -109,10 +109,10 @@ def test_a_staged_study_is_told_and_goes_on(world: World) -> None:
 def test_the_method_is_searched(world: World) -> None:
     rows = table(world.study("choice"))
     assert list(rows.label[:6]) == [
-        *("base", "only add", "only most", "uniform ties", "uniform dare_ties", "uniform linear")
+        *("base", "uniform ties", "uniform dare_ties", "uniform linear", "only add", "only most")
     ]
     methods = ("ties", "dare_ties", "linear")
-    assert rows["merge_method"][3:6].tolist() == pytest.approx([1 / 6, 3 / 6, 5 / 6])
+    assert rows["merge_method"][1:4].tolist() == pytest.approx([1 / 6, 3 / 6, 5 / 6])
     from evomerge.api import load_study
 
     study = load_study("choice")

@@ -38,7 +38,7 @@ SPACE: Mapping[str, Any] = {
     "holdout": {"items": 30},
     "search": {"sampler": "cmaes", "seed": 3, "population": 4, "scan": False, "rungs": "none"},
 }
-"""Four genes, four baselines (base, only add, only most, uniform); no trial is stopped early."""
+"""Four genes, four baselines (base, uniform, only add, only most); no trial is stopped early."""
 
 BASELINES = 4
 

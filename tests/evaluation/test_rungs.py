@@ -277,7 +277,7 @@ def test_an_incumbent_is_kept_to_the_last_bit_and_equal_answers_are_no_differenc
         found = one.difference(scores)
         assert found is not None
         assert (found.value, found.stderr, found.noise) == (0.0, 0.0, 0.0)
-        assert not found.hopeless
+        assert not found.hopeless()
 
 
 def test_what_is_no_sum_over_items_has_no_incumbent() -> None:
@@ -303,10 +303,10 @@ def test_a_lower_metric_that_is_better_counts_the_other_way() -> None:
     some = {"a": np.arange(10)}
     found = made(low, requests).difference(high, some)
     assert found is not None
-    assert found.hopeless
+    assert found.hopeless()
     better = made(high, requests).difference(low, some)
     assert better is not None
-    assert not better.hopeless
+    assert not better.hopeless()
     assert restricted(low, some).tasks["a"].metrics[loss].higher_is_better is False
 
 
@@ -316,4 +316,4 @@ def test_a_handful_of_items_proves_nothing() -> None:
     assert made(right).difference(wrong, few) is None
     enough = made(right).difference(wrong, {"a": np.arange(5), "b": np.arange(5)})
     assert enough is not None
-    assert enough.hopeless
+    assert enough.hopeless()

@@ -331,6 +331,7 @@ def test_only_what_keeps_the_floors_is_what_others_are_stopped_by(
     records = store.records()
     rivals = {one.rival for one in records if one.kind == "search"}
     assert len(rivals - {None}) > 1
+    assert {one.rival for one in records if one.kind == "baseline"} == {None}, "limits hang on them"
     for one in records:
         if one.kind == "search" and one.rival is not None:
             before = [r for r in records[: one.number] if r.violation == 0]

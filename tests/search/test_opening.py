@@ -80,7 +80,7 @@ def test_a_searched_study_gets_no_more_baselines(
     store.plan(prepared.baselines[:1])
     store.tell(store.ask({}).number, 0.5)
     store.plan(prepared.baselines[:2])
-    assert [record.label for record in store.records()] == ["base", "only add"]
+    assert [record.label for record in store.records()] == ["base", "uniform"]
     store.tell(store.ask({}).number, 0.5)
     store.tell(store.ask({}).number, 0.5)
     store.plan(prepared.baselines)

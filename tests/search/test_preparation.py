@@ -82,8 +82,10 @@ def test_baselines_are_the_models_themselves(
     space = variant(quickstart, tmp_path, merge_method=method, genome=genome)
     engine = MergeEngine(space.base_model, space.models)
     planned = {baseline.label: baseline for baseline in baselines(space, 6)}
-    first = ["base", *(f"only {n}" for n in labels(space.models).values()), "uniform"]
-    assert list(planned)[: len(first)] == first
+    models = [f"only {name}" for name in labels(space.models).values()]
+    # Most models alone are far behind the blend: as it comes before, they are stopped early.
+    assert list(planned)[:2] == ["base", "uniform"]
+    assert list(planned)[-len(models) :] == models
     wanted = {"base": space.base_model}
     wanted |= {f"only {name}": model for model, name in labels(space.models).items()}
     for label, reference in wanted.items():
@@ -153,7 +155,7 @@ def test_uniform_blends_along_lambda(
     planned = {baseline.label: baseline for baseline in baselines(space, 6)}
     scales = {"uniform × 0.5": 0.5, "uniform × 1.41": 2**0.5, "uniform × 2": 2.0}
     sparse = ["uniform density 0.5", "uniform density 0.2"] if method == "ties" else []
-    assert list(planned)[6:] == [*scales, *sparse]
+    assert list(planned)[2:-4] == [*scales, *sparse]
     base = Checkpoint.open(str(space.base_model))
     uniform = dict(engine.tensors(Recipe.from_yaml(planned["uniform"].recipe)))
     for label, scale in scales.items():

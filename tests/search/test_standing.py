@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from evomerge.search.budget import EXHAUSTED, Budget
 from evomerge.search.itemscores import ItemScores, item_log, log_key
 from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, LocalPool, Outcome
-from evomerge.search.records import TrialRecord
+from evomerge.search.records import PlannedBaseline, TrialRecord
 from evomerge.search.shares import rung_shares
 from evomerge.search.storage import StudyStore
 from tests.search.conftest import ACC, AnalyticProblem, make_store
@@ -62,7 +63,7 @@ class ItemEvaluator:
         for share in (0.25, 0.5):
             seen = np.sort(_ORDER[: int(share * ITEMS)])
             ahead = job.incumbent and job.incumbent.difference(whole, {"landscape": seen})
-            if job.incumbent and ahead and ahead.hopeless:
+            if job.incumbent and ahead and ahead.hopeless(job.incumbent.z):
                 estimate = job.incumbent.fitness + ahead.value
                 some = scores_of(answers(job.recipe)[seen], seen)
                 return Outcome(job, some, {}, items=len(seen), estimate=estimate)
@@ -138,13 +139,35 @@ def test_pruned_trials_are_kept_as_such_and_the_sampler_is_told_their_estimates(
         seen = np.sort(_ORDER[: record.items])
         paired = answers(record.recipe or "")[seen] - answers(rival.recipe or "")[seen]
         assert record.estimate == pytest.approx(rival.fitness + paired.mean(), abs=1e-6)
-    assert all(record.state == "complete" for record in records[:3]), "baselines are scored whole"
     assert loop.progress().items == sum(record.items or 0 for record in records) < 40 * ITEMS
     best = max(records, key=lambda r: (r.fitness or 0.0, -r.number))
     assert loop.progress().best == replace(best, told=None)
     kept = optuna.load_study(study_name="test", storage=f"sqlite:///{tmp_path}/study.db").trials
     assert [t.state.name for t in kept] == [r.state.upper() for r in records], "as the dashboard"
     assert all(kept[r.number].value is None for r in pruned)
+
+
+def test_a_baseline_is_stopped_only_where_it_is_almost_certainly_behind(tmp_path: Path) -> None:
+    """Each may be the best start, and what has to be beaten."""
+    problem = ItemProblem()
+    points = {"best": 0.7, **{f"at {n}": 0.7 - n / 40 for n in range(1, 24)}}
+    planned = [
+        PlannedBaseline(label, problem.recipe(problem.point(at)), problem.point(at))
+        for label, at in points.items()
+    ]
+    store = opened(tmp_path / "study.db")
+    store.plan(planned)
+    run(store, Budget(len(planned)))
+    records = store.records()
+    stopped = [one for one in records if one.state == "pruned"]
+    assert 3 < len(stopped) < len(records) - 6, "neither the near nor the far ones are missing"
+    for one in stopped:
+        seen = np.sort(_ORDER[: one.items])
+        rival = records[one.rival or 0]
+        gains = answers(one.recipe or "")[seen] - answers(rival.recipe or "")[seen]
+        error = gains.std() * math.sqrt((1 - len(seen) / ITEMS) / len(seen))
+        assert gains.mean() < -2.9 * error, "by three standard errors"
+        assert one.estimate is not None
 
 
 class Spy(optuna.samplers.RandomSampler):
