@@ -46,7 +46,7 @@ class Agreement:
 
 
 def agreement(trials: Sequence[TrialRecord]) -> Agreement | None:
-    """Of the legs that a study's trials walked; None where fewer than two did."""
+    """Of the fittest climb with at least two legs that a study's trials walked; None without."""
     climbs: dict[int, list[tuple[float, float]]] = {}
     rank: dict[int, tuple[float, float]] = {}
     for trial in trials:
@@ -55,11 +55,10 @@ def agreement(trials: Sequence[TrialRecord]) -> Agreement | None:
             pair = Walk.from_json(trial.walk).smooth, float(trial.fitness)
             climbs.setdefault(number, []).append(pair)
             rank[number] = -trial.violation, float(trial.fitness)
-    if not climbs:
+    known = [number for number, legs in climbs.items() if len(legs) > 1]
+    if not known:
         return None
-    best = climbs[max(rank, key=lambda number: rank[number])]
-    if len(best) < 2:
-        return None
+    best = climbs[max(known, key=lambda number: rank[number])]
     (smooth, fitness), last = best[0], best[-1]
     return Agreement(len(best), (smooth, last[0]), (fitness, last[1]), _by_ranks(best))
 

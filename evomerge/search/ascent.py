@@ -105,8 +105,8 @@ class AscentSampler(GeneSampler):
         return {LEG: {CLIMB: climb.number, **self._foot(study, climb, number).to_json()}}
 
     def mean(self, study: Any) -> dict[str, float] | None:
-        """Where the most promising climb stands of those that are not over: the mean of its last
-        steps lags. CMA-ES's, once it has taken over."""
+        """Where the most promising climb stands whose mean was not drawn yet: that lags behind.
+        CMA-ES's, once it has taken over."""
         climb = self._climb(study)
         if climb is not None and climb.flat:
             return self._plain.mean(study)

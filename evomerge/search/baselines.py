@@ -31,7 +31,8 @@ _DENSITIES = (0.5, 0.2)
 def baselines(
     space: SearchSpace, num_layers: int, *, one_vocabulary: bool = True
 ) -> list[PlannedBaseline]:
-    """The baselines of a space, the base model first.
+    """The baselines of a space: the base model, the blends, and the models alone, of which most are
+    so far behind a blend that was scored before that they are stopped early.
 
     Args:
         space: the search space.

@@ -177,7 +177,10 @@ def _raced(prepared: Preparation) -> str:
 def _check_fresh(facts: Mapping[str, Any], prepared: Preparation, climbed: bool) -> None:
     """A climb learns from what the race leaves: other race items would not be fresh to it."""
     before, now = facts.get(RACED), _raced(prepared)
-    if climbed and before not in (None, now):
+    same = before in (None, now)
+    if isinstance(before, int):  # as an earlier version wrote it: how many there were in all
+        same = before == len(prepared.race_items or ())
+    if climbed and not same:
         place = prepared.space.fault(("finals", "items"), "").place
         problem = (
             f"{now}; the study began with {before}, and its climb has learnt from the rest, so "

@@ -72,8 +72,10 @@ def parts_of(
         return None, held_out, raced
     learnt = [searched]
     if plan.neighbourhood is not None:
-        notes += _sloping(plan.neighbourhood.fitness(searched, tokenizer, config))
-        learnt += _climbed(plan, tokenizer, config, notes) if hold_out else []
+        smooth = plan.neighbourhood.fitness(searched, tokenizer, config)
+        notes += _sloping(smooth)
+        if hold_out and smooth.no_slope is None:
+            learnt += _climbed(plan, tokenizer, config, notes)
     notes += _known(learnt, raced, "race", "come fresh to it")
     notes += _known(learnt, held_out, "held-out", "prove what they should")
     return searched, held_out, raced
@@ -107,10 +109,11 @@ def _known(searched: Sequence[ItemSet], apart: ItemSet | None, name: str, but: s
     again = sum(asked <= seen for asked in _questions(apart))
     if again <= MANY * len(apart):
         return []
+    others = " or those that the climb learns from" if len(searched) > 1 else ""
     return [
-        f"{again} of the {len(apart)} {name} items are also among the search items or those that "
-        f"the climb learns from, so that the {name} items do not {but}; are two tasks, or a "
-        "holdout_task, made of the same documents?"
+        f"{again} of the {len(apart)} {name} items are also among the search items{others}, so "
+        f"that the {name} items do not {but}; are two tasks, or a holdout_task, made of the same "
+        "documents?"
     ]
 
 
@@ -120,7 +123,7 @@ def _questions(items: ItemSet) -> list[set[object]]:
     found = []
     for task in items.tasks:
         asked: dict[int, dict[bool, set[object]]] = {}
-        for instance, query in zip(task.task.instances, task.queries, strict=True):
+        for instance, query in zip(task.task.instances, task.own_queries, strict=True):
             bare = isinstance(query, Continuation) and not str(instance.args[0]).strip()
             asked.setdefault(instance.doc_id, {}).setdefault(bare, set()).add(_asked(query))
         found += [of.get(False) or of[True] for of in asked.values()]

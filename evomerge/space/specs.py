@@ -307,8 +307,8 @@ class SearchSettings(Strict):
         population: candidates per generation, at least 2; None leaves it to the sampler.
         random_init: genes begin at random places (seeded), not where the space says.
         rungs: the shares of the search items, ascending, in (0, 1), after which a candidate that
-            cannot win is stopped; ``auto`` chooses them by the number of items, ``none`` scores
-            every candidate on all of them.
+            cannot win is stopped (a baseline only where that is almost certain); ``auto`` chooses
+            them by the number of items, ``none`` scores every candidate on all of them.
         patience: the search ends once so many times the search items were scored without a gain
             beyond noise; None leaves it to the budget.
         scan: the uniform blend is a baseline at other lambdas and densities too.

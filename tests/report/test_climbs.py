@@ -63,6 +63,14 @@ def test_the_fitter_climb_is_told_of() -> None:
     assert (kept.legs, kept.fitness) == (3, (0.5, 0.6)), "the fitter one breaks its floor"
 
 
+def test_a_climb_of_one_leg_hides_no_other() -> None:
+    """A small budget often ends so: the second climb's first leg begins at the best baseline."""
+    found = agreement([leg(0, 0.5, 0.4), leg(1, 0.6, 0.5), leg(2, 0.7, 0.6, climb=1)])
+    assert found is not None
+    assert (found.legs, found.fitness) == (2, (0.5, 0.6))
+    assert agreement([leg(0, 0.5, 0.4), leg(1, 0.7, 0.6, climb=1)]) is None
+
+
 def test_two_climbs_that_both_rise_do_not_disagree() -> None:
     """One begins high in the one and low in the other."""
     rising = [leg(n, 0.5 + n / 100, 0.6 + n / 100) for n in range(6)]

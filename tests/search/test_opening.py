@@ -59,6 +59,12 @@ def test_race_items_stay_fresh_to_the_climb(prepared: Preparation, folder: Study
         open_for_search(more, folder, "quickstart", None)
     # Without a race the climb keeps off its items too.
     open_for_search(replace(some, race_items=None), folder, "quickstart", None)
+    # An earlier version kept how many there were in all.
+    store.remember(race_items=len(some.race_items or ()))
+    open_for_search(some, folder, "quickstart", None)
+    store.remember(race_items=1)
+    with pytest.raises(StudyError, match="began with 1,"):
+        open_for_search(some, folder, "quickstart", None)
 
 
 def test_study_of_somebody_else_is_refused_and_kept(

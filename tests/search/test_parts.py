@@ -12,7 +12,7 @@ import yaml
 from evomerge.errors import InputError
 from evomerge.search.preparation import Preparation, prepare
 from evomerge.space import load_space
-from tests.evaluation.worlds import TaskFolder, metrics
+from tests.evaluation.worlds import TaskFolder, add_writing, metrics
 from tests.merging.worlds import WORDS, Family, write_family
 
 
@@ -62,19 +62,24 @@ def prepared(
         with (folder / f"{name}.yaml").open("a") as file:
             file.write("process_results: !function own.judge\n")
     more = {"holdout_task": "other"} if len(tasks) == 1 else {}
+    requests = [{"task": task, "items": 20, "metric": metric, **more} for task in tasks]
+    keys = {"include_path": [str(folder)], "tasks": requests, "holdout": {"items": holdout}}
+    return prepare(load_space(written(tmp_path, family, **keys)))
+
+
+def written(tmp_path: Path, family: Family, **keys: object) -> Path:
+    """A space's file."""
     data = {
         "base_model": str(family.base),
         "models": [str(path) for path in family.tuned],
         "merge_method": "task_arithmetic",
         "dtype": "float32",
         "genome": {"weight": [0.0, 1.0]},
-        "include_path": [str(folder)],
-        "tasks": [{"task": task, "items": 20, "metric": metric, **more} for task in tasks],
-        "holdout": {"items": holdout},
+        **keys,
     }
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump(data))
-    return prepare(load_space(space))
+    return space
 
 
 def told(preparation: Preparation) -> list[str]:
@@ -105,6 +110,26 @@ def test_nothing_is_told_of_other_documents(
     preparation = prepared(tmp_path, family, 100, tasks)
     assert preparation.holdout_items is not None
     assert told(preparation) == []
+
+
+@pytest.mark.parametrize("metric", ["gold_loglikelihood", "exact_match,whole"])
+@pytest.mark.parametrize("sampler", ["ascent", "cmaes"])
+def test_written_answers_are_told_apart_by_what_is_asked(
+    tmp_path: Path, family: Family, metric: str, sampler: str
+) -> None:
+    """A smooth metric asks for the gold solution besides, which is no question of the task."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    name = add_writing(TaskFolder(folder), "writing", 60)
+    tasks = [{"task": name, "items": 15, "metric": metric}]
+    more = {"include_path": [str(folder)], "tasks": tasks, "holdout": {"items": 15}}
+    preparation = prepare(
+        load_space(written(tmp_path, family, **more, search={"sampler": sampler}))
+    )
+    assert len(preparation.holdout_items or ()) == len(preparation.race_items or ()) == 15
+    notes = told(preparation)  # the few prompts there are come again and again
+    assert len(notes) == 2
+    assert all(("the climb learns from" in one) == (sampler == "ascent") for one in notes)
 
 
 def test_tasks_that_the_slope_does_not_see_are_told(tmp_path: Path, family: Family) -> None:
