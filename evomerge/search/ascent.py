@@ -91,7 +91,9 @@ class AscentSampler(GeneSampler):
 
     def climbs(self, study: Any) -> bool:
         climb = self._climb(study)
-        return climb is not None and not climb.flat and not (climb.over and climb.walks)
+        if climb is None or climb.flat:
+            return False
+        return not climb.over if climb.walks else climb.vain == 0
 
     def facts(self, study: Any, number: int) -> dict[str, Any]:
         """Of a trial that was just drawn: its leg, or which climb's mean it is."""

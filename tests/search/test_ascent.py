@@ -449,6 +449,22 @@ def test_a_studys_first_leg_is_begun_whatever_is_left(
     assert climbs_of(store.records()) == [0]
 
 
+@pytest.mark.parametrize("items", [45, 60, 65, 90])
+def test_a_leg_in_vain_leaves_the_rest_of_the_budget_to_others(
+    tmp_path: Path, problem: AnalyticProblem, items: int
+) -> None:
+    """The next one will hardly cost what slopes do."""
+
+    class Whole(Climbing):
+        def run(self, job: Job) -> Outcome:
+            return replace(super().run(job), items=problem.items)
+
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    loop = SearchLoop(store, problem, Budget(None, items=items))
+    done = loop.run(LocalPool(lambda: Whole(ridge, slopes=False)))
+    assert items <= done.items < items + problem.items
+
+
 def test_where_the_fitter_climb_stands_is_raced(tmp_path: Path, problem: AnalyticProblem) -> None:
     """Of two that have come as far; and of one that goes on beside one that is over."""
     calls = count()
