@@ -153,9 +153,9 @@ def test_the_biomed_space(even_llamas: dict[str, Path], tmp_path: Path) -> None:
     assert {tuple(part.weight for part in merge.contributions) for merge in found} == {(0.1, 0.3)}
     assert all(torch.isfinite(tensor).all() for _, tensor in engine.tensors(recipe))
     assert [one.label for one in baselines(space, 4)] == [
-        *("base", "only Hermes-2-Pro-Llama-3-8B", "only Llama3-OpenBioLLM-8B", "uniform"),
-        *("uniform × 0.5", "uniform × 1.19", "uniform × 1.41"),
+        *("base", "uniform", "uniform × 0.5", "uniform × 1.19", "uniform × 1.41"),
         *("uniform density 0.5", "uniform density 0.2"),
+        *("only Hermes-2-Pro-Llama-3-8B", "only Llama3-OpenBioLLM-8B"),
     ]
 
 
@@ -192,7 +192,7 @@ def test_the_space_around_the_two_stages(mistrals: dict[str, Path], tmp_path: Pa
     engine = StagedEngine([str(model) for model in space.stored_models])
     planned = {one.label: one for one in baselines(space, 4)}
     assert list(planned) == [
-        *("base", "only WizardMath-7B-V1.1", "only neural-chat-7b-v3-3", "uniform")
+        *("base", "uniform", "only WizardMath-7B-V1.1", "only neural-chat-7b-v3-3")
     ]
     live = mistral().to(torch.bfloat16)
     for label, hub in (("base", MISTRAL), ("only neural-chat-7b-v3-3", CHAT)):
