@@ -213,8 +213,8 @@ def show_summary(study: StudyReport) -> None:
     show_table(headers, rows, numbers=numbers, title=f"{title} of {prefix}…" if prefix else title)
     if any(trial.state == "pruned" for trial in baselines):
         say(
-            "~: surely not the best baseline after a part of the items, so the rest was saved; an "
-            "estimate, and the tasks' scores on that part."
+            "~: almost surely not the best baseline after a part of the items, so the rest was "
+            "saved; an estimate, and the tasks' scores on that part."
         )
 
 

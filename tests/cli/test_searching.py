@@ -174,7 +174,7 @@ def test_a_model_alone_that_is_far_behind_is_told_as_stopped(world: World) -> No
     assert f"{estimate} baseline" in told(result)
     assert "stopped after 25 items" in told(result)
     assert estimate in said(result)
-    assert "~: surely not the best baseline" in said(result)
+    assert "~: almost surely not the best baseline" in said(result)
     assert estimate in said(run("best", "far"))
 
 
