@@ -537,3 +537,9 @@ def test_what_was_drawn_before_a_slope_came_back_is_not_told_to_the_later_cma_es
 
     assert mean_after({"plain": True}) == [0.6] * 4
     assert mean_after({}) != [0.6] * 4
+    # So the sampler marks it, once legs have come to nothing.
+    study = optuna.create_study(direction="maximize")
+    for told in range(2):
+        assert LEG in sampler.facts(study, told)
+        study.add_trial(create_trial(value=0.0, user_attrs={LEG: {CLIMB: 0}, TOLD: told}))
+    assert sampler.facts(study, 2) == {"plain": True}
