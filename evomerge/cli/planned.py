@@ -26,6 +26,11 @@ def _shared(plan: Spending, items: int | None) -> str:
         return f"The search may score {plan.search} of {items} items{raced}."
     words = f"The search may score {plan.search} of {items} items{raced}, then the race of the "
     words += f"finalists has {plan.race}"
+    if plan.search is not None and plan.search < plan.first:
+        return (
+            f"{words}, less what the baselines and the first searched trial, up to {plan.first}, "
+            "take of them."
+        )
     if plan.race < plan.whole:
         return f"{words}: fewer than the {plan.whole} that all of them might need, so not all run."
     return f"{words} at least, which is enough for all of them."

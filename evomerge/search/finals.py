@@ -202,7 +202,7 @@ class Finals:
         items = self._prepared.holdout_items
         winner, baselines = decision.winner, judged_baselines(decision)
         if winner is None and all(one.kind == BASELINE for one in self._records):
-            return None, "the budget ended with the baselines, which come first"
+            return None, "the budget ended before the first searched trial: baselines come first"
         if winner is None or not baselines:
             reason = "no searched trial, or no baseline, was scored on all the search items"
             floored = winner is None and bool(self._problem.floors)

@@ -38,6 +38,8 @@ DIGEST, SPACE, PROVENANCE, SAMPLER, ITEMS, RACED = (
     "race_items",
 )
 
+_AS_SEARCHED = "as many as are searched on"
+
 
 def study_folder(name: str) -> StudyFolder:
     """Where a study's files lie: ``studies/<name>/`` below the current directory.
@@ -171,13 +173,19 @@ def _check_items(facts: Mapping[str, Any], prepared: Preparation, name: str, cli
 def _raced(prepared: Preparation) -> str:
     """How many items of each task are kept for a race, whether there is one or not."""
     items = prepared.plan.race_items
-    return "as many as are searched on" if items is None else f"{items} items of each task"
+    return _AS_SEARCHED if items is None else f"{items} items of each task"
+
+
+def _as_searched(prepared: Preparation) -> str:
+    """The same in numbers where the space names none; empty where its tasks have unlike ones."""
+    counts = {request.items for request in prepared.plan.requests}
+    return f"{counts.pop()} items of each task" if len(counts) == 1 else ""
 
 
 def _check_fresh(facts: Mapping[str, Any], prepared: Preparation, climbed: bool) -> None:
     """A climb learns from what the race leaves: other race items would not be fresh to it."""
     before, now = facts.get(RACED), _raced(prepared)
-    same = before in (None, now)
+    same = before in (None, now) or {before, now} == {_AS_SEARCHED, _as_searched(prepared)}
     if isinstance(before, int):  # as an earlier version wrote it: how many there were in all
         same = before == len(prepared.race_items or ())
     if climbed and not same:

@@ -30,11 +30,15 @@ from evomerge.search.shares import rung_shares
 from evomerge.search.slopes import Neighbourhood
 from evomerge.search.verdict import FEWEST
 from evomerge.search.workers import Resources
+from evomerge.space.genes import chooses_method
 
 if TYPE_CHECKING:
     import torch
 
     from evomerge.space import Gene, SearchSpace
+
+
+_FLAT = "no slope can be taken: every gene chooses a method; CMA-ES searches by the fitness alone"
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,9 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     if genes:
         faults.gather(_resolves, space, genes, base)
         plan = replace(plan, vocabulary_of=faults.gather(_middle, space, genes, base))
+    flat = plan.neighbourhood is not None and all(chooses_method(one.name) for one in genes or ())
+    if flat:
+        plan = replace(plan, neighbourhood=None)
     targets = faults.gather(targets_of, plan)
     faults.check()
     target = targets[-1]
@@ -145,6 +152,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     planned = baselines(space, base.num_layers, one_vocabulary=alike) if genes else []
     notes: list[str] = list(target.notes)
     notes += _left_out(space, planned)
+    notes += [_FLAT] if flat else []
     races = space.finals.candidates > 0 and not space.several_goals
     search_items, held_out, race_items = parts_of(
         plan,

@@ -34,6 +34,7 @@ from evomerge.search.seeded import (
     ViewingSampler,
     minimised,
 )
+from evomerge.space.genes import chooses_method
 
 __all__ = ["BASELINE", "KIND", "SEARCH", "TOLD", "CmaEsSampler", "GeneSampler", "make_sampler"]
 
@@ -167,7 +168,8 @@ def make_sampler(
     """The sampler that a space names.
 
     Args:
-        kind: ``cmaes``, ``ascent``, ``tpe``, ``gp``, ``random`` or ``nsga2``.
+        kind: ``cmaes``, ``ascent`` (``cmaes`` where every gene chooses a method), ``tpe``, ``gp``,
+            ``random`` or ``nsga2``.
         distributions: the genes, by name.
         start: where CMA-ES starts while no baseline that has a genome is finished.
         seed: of the study.
@@ -180,7 +182,9 @@ def make_sampler(
         ValueError: another name.
     """
     further = dict(settings or {})
-    if kind == "cmaes":
+    # Nothing lies between two methods, so that no slope leads from one to another.
+    flat = kind == "ascent" and all(map(chooses_method, distributions))
+    if kind == "cmaes" or flat:
         return CmaEsSampler(distributions, start, sigma=sigma, seed=seed, population=population)
     if kind == "ascent":
         from evomerge.search.ascent import AscentSampler  # which builds on this module

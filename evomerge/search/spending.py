@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.evaluation import ItemSet
 from evomerge.recipe import METHODS
+from evomerge.search.climbing import SLOPE_COST
 from evomerge.search.finalists import MOST_BASELINES, RACE, draws_masks
 from evomerge.search.parts import rounds_of
 from evomerge.search.race import Race
@@ -37,6 +38,8 @@ class Spending:
         whole: what that race costs at most if every finalist runs to the end.
         holdout: by the comparison on held-out items, at most.
         raced: what earlier races of the study have scored.
+        first: by the baselines and the first searched trial, at most: with a climb that has its
+            slopes too, and is begun whatever is left.
     """
 
     search: int | None
@@ -44,6 +47,7 @@ class Spending:
     whole: int
     holdout: int
     raced: int = 0
+    first: int = 0
 
 
 def spending(prepared: Preparation, items: int | None = None, *, raced: int = 0) -> Spending:
@@ -56,13 +60,16 @@ def spending(prepared: Preparation, items: int | None = None, *, raced: int = 0)
     """
     whole = _whole_race(prepared)
     compared = 1 + min(len(prepared.baselines), MOST_BASELINES)
+    compared += len({floor.limit.of for floor in prepared.floors if floor.limit.of})
     if prepared.space.several_goals:  # points of the front, and whom they have to pass
         compared = prepared.space.finals.candidates + len(prepared.baselines)
     held_out = compared * len(prepared.holdout_items or ())
+    legs = 1 + (SLOPE_COST if prepared.plan.neighbourhood is not None else 0)
+    first = (len(prepared.baselines) + legs) * len(prepared.search_items)
     if items is None:
-        return Spending(None, whole, whole, held_out, raced)
+        return Spending(None, whole, whole, held_out, raced, first)
     race = min(whole, items // _SHARE)
-    return Spending(max(0, items - raced - race), race, whole, held_out, raced)
+    return Spending(max(0, items - raced - race), race, whole, held_out, raced, first)
 
 
 def items_raced(facts: Mapping[str, Any]) -> int:

@@ -180,7 +180,7 @@ def test_a_model_alone_that_is_far_behind_is_told_as_stopped(world: World) -> No
 
 def test_a_budget_that_ends_with_the_baselines_says_so(world: World) -> None:
     result = searched(world.space("few"), "--trials", 2)
-    assert "the budget ended with the baselines, which come first" in said(result)
+    assert "the budget ended before the first searched trial: baselines come first" in said(result)
 
 
 def test_no_time_no_trial(world: World) -> None:

@@ -104,7 +104,11 @@ TRIALS = [
 
 def test_the_best_few_are_raced() -> None:
     assert [one.number for one in best_searched(TRIALS, 2)] == [3, 5], "6 is a twin, 4 was pruned"
+    leg = trial(8, 0.9, leg={"climb": 0})
+    assert [one.number for one in best_searched([*TRIALS, leg], 2)] == [3, 5], "8 is of a climb"
     assert [one.number for one in best_baselines(TRIALS)] == [1, 2], "base is clearly behind"
+    unknown = [replace(one, error=None) if one.number == 0 else one for one in TRIALS]
+    assert [one.number for one in best_baselines(unknown)] == [1, 2, 0], "nobody knows if it is"
 
 
 def lacking(number: int, fitness: float, lack: float, kind: str = "search") -> TrialRecord:

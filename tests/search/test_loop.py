@@ -14,8 +14,8 @@ from evomerge.search.budget import Budget, Progress
 from evomerge.search.loop import HOPELESS, SearchLoop
 from evomerge.search.pool import Job, LocalPool
 from evomerge.search.problem import SearchError
-from evomerge.search.records import TrialRecord
-from evomerge.search.storage import StudyStore
+from evomerge.search.records import PlannedBaseline, TrialRecord
+from evomerge.search.storage import StudyStore, create_store
 from tests.search.conftest import AnalyticEvaluator, AnalyticProblem, failing, make_store
 from tests.search.landscapes import sphere
 
@@ -58,6 +58,21 @@ def test_baselines_come_first_and_keep_their_names(
     assert [r.kind for r in records] == ["baseline"] * 3 + ["search"] * 3
     assert records[2].genome == {}, "a baseline outside the genome has none"
     assert records[1].fitness == pytest.approx(sphere()(problem.point(0.4)))
+
+
+def test_the_standard_error_is_kept_and_a_twin_has_its_twins(
+    store: StudyStore, problem: AnalyticProblem
+) -> None:
+    store.plan([*problem.baselines(), PlannedBaseline("again", *twin_of(problem, 0.4))])
+    run(store, problem, trials=4)
+    again = create_store(store.name, store.url).records()
+    assert [one.error for one in again] == [0.01] * 4
+    assert again[3].twin == 1
+
+
+def twin_of(problem: AnalyticProblem, value: float) -> tuple[str, dict[str, float]]:
+    point = problem.point(value)
+    return problem.recipe(point), point
 
 
 def test_search_improves_on_the_best_baseline(store: StudyStore, problem: AnalyticProblem) -> None:

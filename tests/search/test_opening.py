@@ -57,6 +57,9 @@ def test_race_items_stay_fresh_to_the_climb(prepared: Preparation, folder: Study
     problem = r"finals\.items: 300 items of each task; .*began with as many as are searched on"
     with pytest.raises(StudyError, match=problem):
         open_for_search(more, folder, "quickstart", None)
+    # What is the default may be written out; another number may not.
+    written = replace(prepared, plan=replace(prepared.plan, race_items=200))
+    open_for_search(written, folder, "quickstart", None)
     # Without a race the climb keeps off its items too.
     open_for_search(replace(some, race_items=None), folder, "quickstart", None)
     # An earlier version kept how many there were in all.

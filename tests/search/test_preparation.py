@@ -242,3 +242,16 @@ def test_nothing_to_hold_out_is_a_note_and_no_fault(
     prepared = prepare(variant(quickstart, tmp_path, tasks=tasks, holdout=None))
     assert prepared.holdout_items is None
     assert any("cannot be proved" in note for note in prepared.notes)
+
+
+def test_where_every_gene_chooses_a_method_nothing_climbs(
+    quickstart: SearchSpace, tmp_path: Path
+) -> None:
+    """Ten legs would score one recipe, as there is no slope along any gene."""
+    methods = ["task_arithmetic", "ties"]
+    genome = {"weight": 0.5, "density": 0.5}
+    space = variant(quickstart, tmp_path, genome=genome, merge_method=methods)
+    prepared = prepare(space)
+    assert space.search.sampler == "ascent"
+    assert prepared.plan.neighbourhood is None
+    assert any("every gene chooses a method" in note for note in prepared.notes)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from evomerge.cli.planned import spending_words
 from evomerge.search.budget import Budget, nobody
 from evomerge.search.pool import LocalPool, Outcome
 from evomerge.search.preparation import Preparation, prepare
@@ -207,3 +208,27 @@ def test_several_goals_compare_more_on_the_held_out_items(tmp_path: Path) -> Non
     several = prepared(tmp_path, objective="pareto")
     points = several.space.finals.candidates
     assert spending(several).holdout == (points + len(several.baselines)) * 60
+
+
+def test_baselines_and_a_first_leg_may_take_of_the_races_items(
+    tmp_path: Path, masked: Preparation
+) -> None:
+    climbing = prepared(tmp_path, search={"sampler": "ascent", "scan": False, "rungs": "none"})
+    assert spending(masked).first == (4 + 1) * ITEMS
+    assert spending(climbing).first == (4 + 4) * ITEMS, "a leg has its slopes too"
+    assert "less what the baselines" in spending_words(spending(climbing, 9 * ITEMS), 9 * ITEMS)
+    assert "320, take of them" in spending_words(spending(climbing, 9 * ITEMS), 9 * ITEMS)
+    assert "less" not in spending_words(spending(climbing, 10 * ITEMS), 10 * ITEMS)
+
+
+def test_models_that_floors_hang_on_are_scored_on_the_held_out_items(tmp_path: Path) -> None:
+    tasks = [
+        {
+            "task": f"quickstart_{name}",
+            "items": 20,
+            "holdout_task": f"quickstart_{name}_heldout",
+            "min": limit,
+        }
+        for name, limit in (("add", "base - 0.1"), ("most", "best - 0.1"))
+    ]
+    assert spending(prepared(tmp_path, tasks=tasks)).holdout == (4 + 2) * 60
