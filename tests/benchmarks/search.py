@@ -15,7 +15,7 @@ from tests.benchmarks.searches.competitors import ANYTIME
 from tests.benchmarks.searches.exploring import OTHERS as EXPLORED
 from tests.benchmarks.searches.exploring import compare, heading
 from tests.benchmarks.searches.picture import draw
-from tests.benchmarks.searches.rows import Row, append, read
+from tests.benchmarks.searches.rows import Row, append, read, save
 from tests.benchmarks.searches.running import BASELINE, BEST_HELD_OUT, Task, arena, run, wanted
 from tests.benchmarks.searches.table import lines
 
@@ -72,6 +72,8 @@ def _tell(rows: Sequence[Row], options: argparse.Namespace) -> None:
     print("\n".join(lines(chosen)))
     if options.picture:
         draw(chosen, options.picture)
+    if options.keep:
+        save(options.keep, chosen)
 
 
 def _tasks(options: argparse.Namespace, files: dict[str, Path]) -> list[Task]:
@@ -95,6 +97,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("search-bench.jsonl"), help="rows there are not run again")
     add("--table", type=Path, nargs="+", metavar="FILE", help="tell what rows say, run nothing")
     add("--picture", type=Path, metavar="FILE.png", help="draw the table's figures too")
+    add("--keep", type=Path, metavar="FILE.csv", help="write the table's rows; --table reads them")
     add("--only", nargs="+", metavar="NAME", help="the competitors that are told of (all)")
     names = (*FAMILIES, "quickstart")
     add("--families", nargs="+", choices=names, default=list(FAMILIES), help="all but quickstart")

@@ -27,6 +27,7 @@ from tests.benchmarks.searches.rows import VERSION, Row, append, read, shared
 from tests.benchmarks.searches.running import Task, wanted
 from tests.benchmarks.searches.table import interval, lines, trials_to
 
+Printed = pytest.CaptureFixture[str]
 QUICKSTART = Path(__file__).resolve().parents[2] / "search_spaces" / "quickstart.yaml"
 
 ROW = Row(
@@ -54,6 +55,22 @@ def test_rows_are_read_back_and_not_run_again(tmp_path: Path) -> None:
     task = Task("f", file, "c", 0, (25, 50))
     assert list(wanted([task], read(file), {"f": "k"})) == []
     assert list(wanted([task], read(file), {"f": "other models"})) == [task]
+
+
+def test_rows_are_kept_without_their_recipes(tmp_path: Path, capsys: Printed) -> None:
+    """What the table says of them is the same."""
+    file, kept, again = (tmp_path / name for name in ("rows.jsonl", "rows.csv", "again.csv"))
+    budgets = [replace(ROW, seed=seed, held_out=0.5 + seed / 7) for seed in (1, 0)]
+    for row in (*budgets, replace(ROW, competitor="ours", verdict="win", low=math.nan)):
+        append(file, row)
+    assert main(["--table", str(file), "--keep", str(kept)]) == 0
+    told = capsys.readouterr().out
+    assert [(row.competitor, row.seed) for row in read(kept)] == [("c", 0), ("c", 1), ("ours", 0)]
+    assert [row.verdict for row in read(kept)] == [None, None, "win"]
+    assert read(kept)[0] == replace(ROW, recipe="")
+    assert main(["--table", str(kept), "--keep", str(again)]) == 0
+    assert sorted(capsys.readouterr().out) == sorted(told)
+    assert again.read_text() == kept.read_text()
 
 
 def test_known_answers_of_the_table() -> None:

@@ -1,11 +1,15 @@
-"""Results as JSON lines: one row per family, competitor, seed and budget, never run twice."""
+"""Results as JSON lines: one row per family, competitor, seed and budget, never run twice.
+
+Without their recipes they are small enough to be kept with the project, as CSV.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +74,15 @@ class Row:
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of this version; of two that are the same, and of two for one place, the later."""
+    """The rows of this version; of two that are the same, and of two for one place, the later.
+
+    Args:
+        file: JSON lines, or what :func:`save` wrote if it is named ``.csv``.
+    """
     if not file.exists():
         return []
     found: dict[tuple[Any, ...], Row] = {}
-    for data in _whole_lines(file):
+    for data in _table_lines(file) if file.suffix == ".csv" else _whole_lines(file):
         if data.get("version") == VERSION:
             row = Row(**data)
             found[row.identity] = row
@@ -109,6 +117,32 @@ def append(file: Path, row: Row) -> None:
     torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
     with file.open("a") as stream:
         stream.write(("\n" if torn else "") + json.dumps(asdict(row)) + "\n")
+
+
+def save(file: Path, rows: Iterable[Row]) -> None:
+    """Write rows as CSV, sorted, without their recipes."""
+    names = [one.name for one in fields(Row) if one.name != "recipe"]
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        for row in sorted(latest(rows), key=lambda one: one.place):
+            table.writerow({name: _short(value) for name, value in asdict(row).items()})
+
+
+def _short(value: Any) -> Any:
+    """Scores to six digits: a held-out set has some thousands of items."""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _table_lines(file: Path) -> Iterator[dict[str, Any]]:
+    kinds = {one.name: str(one.type) for one in fields(Row)}
+    with file.open(newline="", encoding="utf-8") as stream:
+        for line in csv.DictReader(stream):
+            told = {name: _MAKE.get(kinds[name], str)(text) for name, text in line.items()}
+            yield {**told, "recipe": "", "verdict": line["verdict"] or None}
+
+
+_MAKE: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float}
 
 
 def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
