@@ -213,8 +213,8 @@ def show_summary(study: StudyReport) -> None:
     show_table(headers, rows, numbers=numbers, title=f"{title} of {prefix}…" if prefix else title)
     if any(trial.state == "pruned" for trial in baselines):
         say(
-            "~: almost surely not the best baseline after a part of the items, so the rest was "
-            "saved; an estimate, and the tasks' scores on that part."
+            "~: almost surely not the best baseline, on these items and others like them, after a "
+            "part of them, so the rest was saved; an estimate, and the tasks' scores on that part."
         )
 
 
@@ -224,6 +224,8 @@ def _reached(trial: TrialRecord) -> str:
 
 
 def _stopped(trial: TrialRecord) -> str:
+    if trial.twin is not None:
+        return f", the recipe of trial {trial.twin}"
     return "" if trial.estimate is None else f", stopped after {trial.items} items"
 
 

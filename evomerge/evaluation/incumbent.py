@@ -23,8 +23,12 @@ from evomerge.evaluation.spec import MetricName, TaskRequest
 CONFIDENCE_Z = 1.645
 """A candidate is stopped when it is worse with a confidence of 95 % (one-sided, normal)."""
 
-CERTAIN_Z = 3.0
-"""The same with a confidence of 99.9 %, where a false stop costs more than the items saved."""
+CERTAIN_Z, NEW_Z = 3.0, 2.0
+"""Where a false stop costs more than the items saved, it has to be worse by so many standard errors
+on the items that all are scored on, and by so many on others like them."""
+
+_ROUNDING = 1e-6
+"""The same answers in other batches differ by rounding: by less than so much of a metric's unit."""
 
 _FEWEST = 8
 """Items, beyond one per task, below which their spread is not worth knowing."""
@@ -48,9 +52,15 @@ class Difference:
     stderr: float
     noise: float
 
-    def hopeless(self, z: float = CONFIDENCE_Z) -> bool:
-        """Whether the candidate cannot win, by so many standard errors."""
-        return self.value + z * self.stderr < 0
+    @property
+    def hopeless(self) -> bool:
+        """Whether the candidate is not going to win on all the items."""
+        return self.value + CONFIDENCE_Z * self.stderr < 0
+
+    @property
+    def surely_hopeless(self) -> bool:
+        """Whether it almost certainly is not, nor on others like them."""
+        return self.value + CERTAIN_Z * self.stderr < 0 and self.value + NEW_Z * self.noise < 0
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,14 @@ class Incumbent:
         weights: leaf task → metric → what the metric's mean adds to the fitness, per unit.
         values: leaf task → float32 ``[items]``, what each item adds, the share of one item in the
             mean left out: the sum of their means over the tasks is the fitness.
-        z: by so many standard errors is stopped who is compared with it.
+        lenient: whether only what is almost certainly worse is stopped.
     """
 
     trial: int
     fitness: float
     weights: Weights
     values: Mapping[str, np.ndarray]
-    z: float = CONFIDENCE_Z
+    lenient: bool = False
 
     @classmethod
     def of(
@@ -91,7 +101,11 @@ class Incumbent:
 
     def certain(self) -> Incumbent:
         """The same, but only what is almost certainly worse is stopped."""
-        return replace(self, z=CERTAIN_Z)
+        return replace(self, lenient=True)
+
+    def stops(self, difference: Difference) -> bool:
+        """Whether a candidate that is so much fitter, or less, is not scored any further."""
+        return difference.surely_hopeless if self.lenient else difference.hopeless
 
     def difference(self, scores: Scores, seen: Seen | None = None) -> Difference | None:
         """How much fitter another candidate is.
@@ -179,7 +193,7 @@ def _spread(
     """Leaf task → the variance of its items' mean gain.
 
     A task of a few items may show no spread by chance: each task's is taken together with one item
-    of the average spread, in the tasks' own units.
+    of the average spread, in the tasks' own units. Nor is any less than rounding makes it.
     """
     squares = {
         leaf: float(np.sum((gain - gain.mean()) ** 2)) / scales[leaf] ** 2
@@ -188,7 +202,7 @@ def _spread(
     freedom = sum(len(gain) - 1 for gain in gains.values())
     if freedom < _FEWEST:
         return None
-    average = sum(squares.values()) / freedom
+    average = sum(squares.values()) / freedom + _ROUNDING**2
     return {
         leaf: scales[leaf] ** 2 * (squares[leaf] + average) / len(gain) ** 2
         for leaf, gain in gains.items()

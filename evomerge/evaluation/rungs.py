@@ -117,7 +117,7 @@ class RungScorer:
         except TrialError:  # made-up answers may be too odd for a task's own code
             return None
         difference = incumbent.difference(scores, rung.seen)
-        if difference is None or not difference.hopeless(incumbent.z):
+        if difference is None or not incumbent.stops(difference):
             return None
         estimate = incumbent.fitness + difference.value
         return Scored(restricted(scores, rung.seen), rung.items, estimate)

@@ -128,7 +128,8 @@ class StudyReport:
         trial = self.trial(number)
         place = trial.number if trial.twin is None else trial.twin
         if trial.state == "pruned":
-            problem = f"trial {number} was pruned: it was scored on {trial.items} items only"
+            items = self.trial(place).items
+            problem = f"trial {number} was pruned: it was scored on {items} items only"
             raise StudyError.at(self.name, problem)
         if place not in self.item_scores:
             where = "" if self._folder is None else f" in {self._folder.items}"

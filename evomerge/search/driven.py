@@ -15,10 +15,20 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.seeded import CLIMBED, ERROR, KIND, LEG, SEARCH, TOLD, WALK, GeneSampler
+from evomerge.search.seeded import (
+    CLIMBED,
+    ERROR,
+    ESTIMATE,
+    KIND,
+    LEG,
+    SEARCH,
+    TOLD,
+    WALK,
+    GeneSampler,
+)
 from evomerge.search.tables import TrialTables
 
-ESTIMATE, FITNESS, VALUES, CONSTRAINTS = "estimate", "fitness", "values", "constraints"
+FITNESS, VALUES, CONSTRAINTS = "fitness", "values", "constraints"
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -111,7 +121,10 @@ class DrivenStudy:
     def foresees(self) -> bool:
         """Whether the next draw is the same whatever the running trials come to."""
         sampler = self._study.sampler
-        return isinstance(sampler, GeneSampler) and sampler.foresees(self._study)
+        # A baseline is compared with the best one till then.
+        if self.trials((TrialState.WAITING,)) or not isinstance(sampler, GeneSampler):
+            return False
+        return sampler.foresees(self._study)
 
     def climbs(self) -> bool:
         """Whether the next draw takes a leg of a climb; baselines that are queued come before."""

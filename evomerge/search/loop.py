@@ -63,7 +63,7 @@ class SearchLoop:
         self._again: deque[TrialRecord] = deque()
         records = store.records()
         self._interrupted = any(record.state == "running" for record in records)
-        self._searched = any(record.kind != BASELINE for record in records)
+        self._searched = any(map(_is_candidate, records))
         self._tally, self._budget = Tally(budget, problem.items, records), budget
         self._standing, self._twins = Standing(problem, records), Twins(records)
         self._constraints = Constraints(problem.floors, records)
@@ -132,7 +132,8 @@ class SearchLoop:
         # What comes is looked for only where it matters.
         if not self._tally.allows(begun, running, self._cost(leg=False)):
             return False
-        fits = not self._searched or self._tally.allows(begun, running, self._cost(leg=True))
+        first = not self._searched and not any(map(_is_candidate, self._running.values()))
+        fits = first or self._tally.allows(begun, running, self._cost(leg=True))
         return fits or not self._store.climbs()
 
     def _cost(self, leg: bool) -> int:
@@ -153,7 +154,6 @@ class SearchLoop:
         record = self._store.ask(self._problem.distributions) if asked else self._again.popleft()
         recipe = record.recipe or self._problem.recipe(record.genome)
         self._running[record.number] = record
-        self._searched |= record.kind != BASELINE
         twin = self._twins.scored(recipe)
         if twin is not None and _serves(twin, record):
             return [self._copy(record, twin)]
@@ -228,6 +228,7 @@ class SearchLoop:
         reached = fitness if state == "complete" else None
         done = replace(record, state=state, fitness=reached, **facts)
         del self._running[record.number]
+        self._searched |= _is_candidate(done)
         self._tally.count(done)
         self._standing.count(done)
         if self._constraints.count(done):
@@ -276,14 +277,15 @@ class SearchLoop:
         return tried and tally.failed >= HOPELESS and tally.failed == tally.finished
 
 
+def _is_candidate(record: TrialRecord) -> bool:
+    """Whether it is a searched trial that has not failed: a study is to have one."""
+    return record.kind != BASELINE and record.state != "failed"
+
+
 def _serves(result: TrialRecord, trial: TrialRecord) -> bool:
     """Whether a trial may have the result of another with the same recipe.
 
-    What failed may have failed for want of memory; what a baseline is needed for a searched trial
-    that was stopped early does not give; a leg of the climb is its own.
+    What failed may have failed for want of memory; a leg of the climb is its own. (Baselines begin
+    before all others, so that none has what a searched trial was stopped with.)
     """
-    if trial.leg is not None:
-        return False
-    whole = result.state == "complete"
-    stopped = result.state == "pruned" and (trial.kind != BASELINE or result.kind == BASELINE)
-    return whole or stopped
+    return trial.leg is None and result.state in ("complete", "pruned")

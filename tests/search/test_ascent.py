@@ -465,6 +465,37 @@ def test_a_leg_in_vain_leaves_the_rest_of_the_budget_to_others(
     assert items <= done.items < items + problem.items
 
 
+@pytest.mark.parametrize("broken", [0, 3])
+@pytest.mark.parametrize("items", range(165, 215, 10))
+def test_a_leg_that_failed_does_not_make_the_next_one_cheap(
+    tmp_path: Path, problem: AnalyticProblem, items: int, broken: int
+) -> None:
+    """3 is the second climb's first."""
+
+    legs = count()
+
+    class Costly(Climbing):
+        def run(self, job: Job) -> Outcome:
+            if job.leg is not None and next(legs) == broken:
+                raise TrialError("out of memory, by chance")
+            outcome = super().run(job)
+            return replace(outcome, items=problem.items * (4 if outcome.walk else 1))
+
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    evaluator = Costly(lambda genome: 0.1 + 0.01 * ridge(genome))
+    done = SearchLoop(store, problem, Budget(None, items=items)).run(LocalPool(lambda: evaluator))
+    assert done.items < items + problem.items
+
+
+def test_a_first_leg_that_failed_is_tried_again_whatever_is_left(
+    tmp_path: Path, problem: AnalyticProblem
+) -> None:
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    evaluator = Climbing(failing(ridge, lambda call: call == 3))
+    SearchLoop(store, problem, Budget(None, items=14)).run(LocalPool(lambda: evaluator))
+    assert [one.state for one in store.records()[3:]] == ["failed", "complete"]
+
+
 def test_where_the_fitter_climb_stands_is_raced(tmp_path: Path, problem: AnalyticProblem) -> None:
     """Of two that have come as far; and of one that goes on beside one that is over."""
     calls = count()

@@ -118,11 +118,11 @@ class QueueingPool(LocalPool):
         super().submit(job)
 
 
-@pytest.mark.parametrize(("sampler", "waits"), [("cmaes", 28), ("random", 35), ("tpe", 0)])
+@pytest.mark.parametrize(("sampler", "waits"), [("cmaes", 28), ("random", 33), ("tpe", 0)])
 def test_a_trial_that_waits_for_its_worker_is_the_one_that_it_would_have_been(
     tmp_path: Path, problem: AnalyticProblem, sampler: str, waits: int
 ) -> None:
-    """Of 33 searched ones and 3 baselines: with CMA-ES not the first of a generation of 8."""
+    """Of 33 searched ones: with CMA-ES not the first of a generation of 8. Baselines do not."""
     whole = make_store(tmp_path / "whole.db", problem, sampler)
     run(whole, problem, trials=36)
     store, pool = make_store(tmp_path / "ahead.db", problem, sampler), QueueingPool()

@@ -63,7 +63,7 @@ class ItemEvaluator:
         for share in (0.25, 0.5):
             seen = np.sort(_ORDER[: int(share * ITEMS)])
             ahead = job.incumbent and job.incumbent.difference(whole, {"landscape": seen})
-            if job.incumbent and ahead and ahead.hopeless(job.incumbent.z):
+            if job.incumbent and ahead and job.incumbent.stops(ahead):
                 estimate = job.incumbent.fitness + ahead.value
                 some = scores_of(answers(job.recipe)[seen], seen)
                 return Outcome(job, some, {}, items=len(seen), estimate=estimate)
@@ -168,6 +168,35 @@ def test_a_baseline_is_stopped_only_where_it_is_almost_certainly_behind(tmp_path
         error = gains.std() * math.sqrt((1 - len(seen) / ITEMS) / len(seen))
         assert gains.mean() < -2.9 * error, "by three standard errors"
         assert one.estimate is not None
+
+
+def test_a_baseline_has_the_guess_of_another_with_its_recipe(tmp_path: Path) -> None:
+    store, far = opened(tmp_path / "study.db"), ItemProblem().point(0.05)
+    recipe = ItemProblem().recipe(far)
+    store.plan(PlannedBaseline(label, recipe, far) for label in ("far", "as far"))
+    run(store, Budget(5))
+    other, twin = opened(tmp_path / "study.db").records()[3:]
+    assert (other.state, twin.state, twin.twin) == ("pruned", "pruned", other.number)
+    assert (twin.items, twin.estimate, twin.rival) == (0, other.estimate, other.rival)
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "random"])
+def test_each_baseline_is_compared_with_the_best_till_then(tmp_path: Path, sampler: str) -> None:
+    """Also where draws hang on nothing, so that trials could wait for their worker."""
+    found = []
+    for name, parts in (("whole", [12]), ("parts", [3, 12])):
+        for budget in parts:
+            store = opened(tmp_path / f"{name}.db", sampler)
+            store.plan(
+                PlannedBaseline(f"at {n}", ItemProblem().recipe(point), point)
+                for n in range(6)
+                for point in [ItemProblem().point(0.05 + n / 10)]
+            )
+            run(store, Budget(budget), pool=QueueingPool)
+        found.append(essence(store))
+    assert found[0] == found[1]
+    assert found[0][0]["rival"] is None
+    assert None not in [one["rival"] for one in found[0][1:]]
 
 
 class Spy(optuna.samplers.RandomSampler):
