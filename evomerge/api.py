@@ -188,7 +188,8 @@ def search(
     from evomerge.search.informed import balanced_items
     from evomerge.search.itemscores import item_log
     from evomerge.search.opening import open_for_search, set_aside, study_folder
-    from evomerge.search.preparation import prepare, with_resources, worker_resources
+    from evomerge.search.plans import with_resources, worker_resources
+    from evomerge.search.preparation import prepare
     from evomerge.search.residence import with_residency
     from evomerge.search.session import Session
     from evomerge.search.workers import RayPool
@@ -221,9 +222,13 @@ def search(
                 observer(record, progress)
 
         try:
-            budget = _budget(trials, timeout, items, patience or space.search.patience)
             outcome = Session(
-                prepared, store, partial(pool, prepared.plan), budget, observed, log.append
+                prepared,
+                store,
+                partial(pool, prepared.plan),
+                _budget(trials, timeout, items, patience or space.search.patience),
+                observed,
+                log.append,
             ).run()
         finally:
             log.close()
@@ -248,7 +253,7 @@ def estimate_search(
     import torch
 
     from evomerge.search.estimate import estimate
-    from evomerge.search.preparation import with_resources, worker_resources
+    from evomerge.search.plans import with_resources, worker_resources
 
     share = worker_resources(prepared.space, workers)
     plan = with_resources(prepared.plan, share)
@@ -274,7 +279,7 @@ def plan_search(prepared: Preparation, *, workers: int | None = None) -> Prepara
     Raises:
         InputError: they fit nowhere, or not where the space wants them.
     """
-    from evomerge.search.preparation import worker_resources
+    from evomerge.search.plans import worker_resources
     from evomerge.search.residence import with_residency
 
     return with_residency(prepared, worker_resources(prepared.space, workers))

@@ -117,7 +117,7 @@ class StudyReport:
             StudyError: there is no such trial, or its item scores were not kept.
         """
         a, b = self._scored(a), self._scored(b)
-        from evomerge.search.preparation import task_requests
+        from evomerge.search.plans import task_requests
 
         space = self.space
         first, second = self.item_scores[a], self.item_scores[b]

@@ -17,8 +17,9 @@ from evomerge.evaluation.balancing import choose_balanced
 from evomerge.evaluation.choosing import DocIds
 from evomerge.search.evaluator import EvaluatorPlan, items_of
 from evomerge.search.parts import race_items
+from evomerge.search.plans import targets_of
 from evomerge.search.pool import Job, Pool
-from evomerge.search.preparation import Preparation, targets_of
+from evomerge.search.preparation import Preparation
 from evomerge.search.storage import StudyStore, has_study, open_store
 
 _KEY = "balanced_items"

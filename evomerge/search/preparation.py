@@ -7,34 +7,30 @@ items of every task; gathers what is wrong with any of it.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import Checkpoint, compare
 from evomerge.errors import CheckpointError, SpaceError
-from evomerge.evaluation import ItemSet, MetricName, Setting, TaskRequest
-from evomerge.merging import DTYPES, ResidencyPlan, Target, layout_of
+from evomerge.evaluation import ItemSet
+from evomerge.merging import DTYPES, ResidencyPlan, layout_of
 from evomerge.recipe import read_recipes, resolve
 from evomerge.references import ModelReference
 from evomerge.search.backends import check_backend, check_items
 from evomerge.search.baselines import BASE, baselines, decode
-from evomerge.search.evaluator import EvaluatorPlan, staged_engine_of
+from evomerge.search.evaluator import EvaluatorPlan
 from evomerge.search.floors import Floor, check_floors, floors_of
 from evomerge.search.gathering import Faults
 from evomerge.search.goals import goal_names
 from evomerge.search.parts import parts_of
+from evomerge.search.plans import evaluator_plan, targets_of, type_name
 from evomerge.search.records import PlannedBaseline
 from evomerge.search.shares import rung_shares
-from evomerge.search.slopes import Neighbourhood
 from evomerge.search.verdict import FEWEST
-from evomerge.search.workers import Resources
 from evomerge.space.genes import chooses_method
 
 if TYPE_CHECKING:
-    import torch
-
     from evomerge.space import Gene, SearchSpace
 
 
@@ -135,7 +131,7 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     faults.check()
     base = checkpoints[0]
     # From here on the type is explicit: recipes say it, and nothing downstream adds a default.
-    space = _typed(space, _name(base.torch_dtype))
+    space = _typed(space, type_name(base.torch_dtype))
     genes = faults.gather(space.genes, base.num_layers)
     plan = evaluator_plan(space, base)
     if genes:
@@ -193,90 +189,10 @@ def prepare(space: SearchSpace, *, hold_out: bool = True) -> Preparation:
     )
 
 
-def evaluator_plan(space: SearchSpace, base: Checkpoint) -> EvaluatorPlan:
-    """What each worker builds for a space."""
-    first, *others = space.stored_models
-    return EvaluatorPlan(
-        base=first,
-        models=tuple(others),
-        dtype=space.dtype or _name(base.torch_dtype),
-        requests=task_requests(space),
-        setting=Setting(
-            apply_chat_template=space.apply_chat_template,
-            fewshot_as_multiturn=space.fewshot_as_multiturn,
-            system_instruction=space.system_instruction,
-            include_path=space.include_path,
-            confirm_unsafe=space.confirm_unsafe,
-        ),
-        holdout_items=space.holdout.items if space.holdout else None,
-        race_items=space.finals.items,
-        residency=space.resources.residency,
-        trust_remote_code=space.trust_remote_code,
-        backend=space.search.backend,
-        neighbourhood=_neighbourhood(space, base),
-    )
-
-
-def _neighbourhood(space: SearchSpace, base: Checkpoint) -> Neighbourhood | None:
-    asks = space.search.sampler == "ascent" and space.search.backend == "hf"
-    return Neighbourhood(space, base.num_layers) if asks else None
-
-
 def _typed(space: SearchSpace, dtype: str) -> SearchSpace:
     """The space, each of its stages with a type; ``dtype`` where they name none."""
     stages = [stage.model_copy(update={"dtype": stage.dtype or dtype}) for stage in space.stages]
     return space.model_copy(update={"dtype": space.dtype or dtype, "stages": tuple(stages)})
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def task_requests(space: SearchSpace) -> tuple[TaskRequest, ...]:
-    """The space's tasks in the evaluation room's words."""
-    return tuple(
-        TaskRequest(
-            task=task.task,
-            metric=MetricName.parse(task.metric),
-            weight=task.weight,
-            items=task.items,
-            num_fewshot=task.num_fewshot,
-            order=task.order,
-            seed=space.search.seed,
-            holdout_task=task.holdout_task,
-            split=task.split,
-        )
-        for task in space.tasks
-    )
-
-
-def worker_resources(space: SearchSpace, workers: int | None = None) -> Resources:
-    """What each worker gets: the space's wishes, else one GPU each, else one core each.
-
-    Raises:
-        SpaceError: a worker is to have more than one GPU, but not a whole number of them.
-    """
-    import torch
-
-    gpus = space.resources.gpus
-    if gpus is None:
-        gpus = 1.0 if torch.cuda.is_available() else 0.0
-    if gpus > 1 and gpus != int(gpus):
-        problem = f"{gpus:g} is refused: a share of one GPU, or a whole number of them"
-        raise SpaceError([space.fault(("resources", "gpus"), problem)])
-    cores = os.cpu_count() or 1
-    wanted = workers or space.resources.workers
-    cpus = space.resources.cpus
-    if cpus is None:
-        cpus = max(1.0, cores // wanted) if wanted else 1.0
-    return Resources(workers=wanted, cpus=cpus, gpus=gpus)
-
-
-def with_resources(plan: EvaluatorPlan, resources: Resources) -> EvaluatorPlan:
-    """The plan with the device and the threads that the resources allow."""
-    device = "cuda" if resources.gpus > 0 else "cpu"
-    threads = max(1, int(resources.cpus))
-    return replace(plan, device=device, spread=resources.gpus > 1, threads=threads)
 
 
 def _open_all(space: SearchSpace, faults: Faults) -> list[Checkpoint]:
@@ -313,15 +229,6 @@ def _middle(space: SearchSpace, genes: Iterable[Gene], base: Checkpoint) -> str:
     """The recipe in the genome's middle (YAML)."""
     middle = {gene.name: (gene.low + gene.high) / 2 for gene in genes}
     return decode(space, middle, base.num_layers)
-
-
-def targets_of(plan: EvaluatorPlan) -> list[Target]:
-    """The vocabularies of the merged models, stage by stage, planned from the files alone."""
-    recipes = read_recipes(plan.vocabulary_of) if plan.vocabulary_of else None
-    engine = staged_engine_of(plan, recipes, resident=False)
-    if recipes is None:
-        return [engine.target_of(None)]
-    return [engine.target_of(recipes[: number + 1]) for number in range(len(recipes))]
 
 
 def _left_out(space: SearchSpace, planned: Sequence[PlannedBaseline]) -> list[str]:

@@ -193,7 +193,7 @@ def test_a_study_knows_every_item_of_every_trial(shared: World) -> None:
     from evomerge.api import load_study
     from evomerge.errors import StudyError
     from evomerge.evaluation import fitness
-    from evomerge.search.preparation import task_requests
+    from evomerge.search.plans import task_requests
     from evomerge.space import SearchSpace
 
     study = load_study("small")

@@ -14,7 +14,8 @@ from evomerge.merging import MergeEngine
 from evomerge.recipe import Recipe
 from evomerge.references import labels
 from evomerge.search.baselines import baselines
-from evomerge.search.preparation import prepare, with_resources, worker_resources
+from evomerge.search.plans import with_resources, worker_resources
+from evomerge.search.preparation import prepare
 from evomerge.space import SearchSpace, load_space
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
