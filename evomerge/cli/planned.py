@@ -22,18 +22,15 @@ def _shared(plan: Spending, items: int | None) -> str:
     if items is None:
         return ""
     raced = f" ({plan.raced} were scored by earlier races)" if plan.raced else ""
+    words = f"The search may score {plan.search} of {items} items{raced}"
+    words += f", its last trial up to {plan.beyond} more" if plan.beyond else ""
     if not plan.whole:
-        return f"The search may score {plan.search} of {items} items{raced}."
-    words = f"The search may score {plan.search} of {items} items{raced}, then the race of the "
-    words += f"finalists has {plan.race}"
-    if plan.search is not None and plan.search < plan.first:
-        return (
-            f"{words}, less what the baselines and the first searched trial, up to {plan.first}, "
-            "take of them."
-        )
+        return f"{words}."
+    least = max(0, plan.race - plan.beyond)
+    words += f"; the race of the finalists has the rest, at least {least}"
     if plan.race < plan.whole:
-        return f"{words}: fewer than the {plan.whole} that all of them might need, so not all run."
-    return f"{words} at least, which is enough for all of them."
+        return f"{words}: all of them might need {plan.whole}, so not all run."
+    return f"{words} (all of them might need {plan.whole})."
 
 
 def _besides(plan: Spending, items: int | None) -> str:

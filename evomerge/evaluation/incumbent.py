@@ -25,10 +25,11 @@ CONFIDENCE_Z = 1.645
 
 CERTAIN_Z, NEW_Z = 3.0, 2.0
 """Where a false stop costs more than the items saved, it has to be worse by so many standard errors
-on the items that all are scored on, and by so many on others like them."""
+on the items that all are scored on, and by so many on others like them. Of less than five ninths of
+the items the first implies the second; when few are left to be scored it does not."""
 
 _ROUNDING = 1e-6
-"""The same answers in other batches differ by rounding: by less than so much of a metric's unit."""
+"""What is no evidence, in a metric's unit: the same answers in other batches differ by rounding."""
 
 _FEWEST = 8
 """Items, beyond one per task, below which their spread is not worth knowing."""
@@ -193,7 +194,7 @@ def _spread(
     """Leaf task → the variance of its items' mean gain.
 
     A task of a few items may show no spread by chance: each task's is taken together with one item
-    of the average spread, in the tasks' own units. Nor is any less than rounding makes it.
+    of the average spread, in the tasks' own units. None is less than rounding may make it.
     """
     squares = {
         leaf: float(np.sum((gain - gain.mean()) ** 2)) / scales[leaf] ** 2
@@ -202,8 +203,8 @@ def _spread(
     freedom = sum(len(gain) - 1 for gain in gains.values())
     if freedom < _FEWEST:
         return None
-    average = sum(squares.values()) / freedom + _ROUNDING**2
+    average = sum(squares.values()) / freedom
     return {
-        leaf: scales[leaf] ** 2 * (squares[leaf] + average) / len(gain) ** 2
+        leaf: scales[leaf] ** 2 * ((squares[leaf] + average) / len(gain) ** 2 + _ROUNDING**2)
         for leaf, gain in gains.items()
     }

@@ -21,7 +21,6 @@ from evomerge.search.sampler import CmaEsSampler
 from evomerge.search.seeded import (
     BASELINE,
     CLIMBED,
-    ESTIMATE,
     KIND,
     LEG,
     WALK,
@@ -93,7 +92,7 @@ class AscentSampler(GeneSampler):
 
     def climbs(self, study: Any) -> bool:
         climb = self._climb(study)
-        if climb is None or climb.flat or climb.over:
+        if climb is None or climb.flat or (climb.over and climb.walks):
             return False
         legs = [one for one in study.get_trials(deepcopy=False) if LEG in one.user_attrs]
         # Where one was scored and no slope could be had, the next one will hardly cost any.
@@ -175,9 +174,7 @@ class AscentSampler(GeneSampler):
         A model alone is a bad start where signs are elected: the others are outvoted everywhere.
         """
         known = [one for one in self._scored(study) if one.user_attrs.get(KIND) == BASELINE]
-        # What one that was stopped early would have scored is a guess.
-        known.sort(key=lambda one: (ESTIMATE in one.user_attrs, *_fitness(one)))
-        genomes = [one.params for one in known] or [self._fallback]
+        genomes = [one.params for one in sorted(known, key=_fitness)] or [self._fallback]
         points = [
             np.clip((self._values(one) - self._low) / (self._high - self._low), 0.0, 1.0)
             for one in genomes

@@ -15,20 +15,10 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.seeded import (
-    CLIMBED,
-    ERROR,
-    ESTIMATE,
-    KIND,
-    LEG,
-    SEARCH,
-    TOLD,
-    WALK,
-    GeneSampler,
-)
+from evomerge.search.seeded import CLIMBED, ERROR, KIND, LEG, SEARCH, TOLD, WALK, GeneSampler
 from evomerge.search.tables import TrialTables
 
-FITNESS, VALUES, CONSTRAINTS = "fitness", "values", "constraints"
+ESTIMATE, FITNESS, VALUES, CONSTRAINTS = "estimate", "fitness", "values", "constraints"
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -119,9 +109,9 @@ class DrivenStudy:
         return sampler.mean(self._study) if isinstance(sampler, GeneSampler) else None
 
     def foresees(self) -> bool:
-        """Whether the next draw is the same whatever the running trials come to."""
+        """Whether the next draw is the same whatever the running trials come to: the draw, not
+        whom it is compared with, so that no baseline is drawn ahead."""
         sampler = self._study.sampler
-        # A baseline is compared with the best one till then.
         if self.trials((TrialState.WAITING,)) or not isinstance(sampler, GeneSampler):
             return False
         return sampler.foresees(self._study)

@@ -3,9 +3,9 @@
 It knows neither models nor Ray: a :class:`Problem` turns genomes into recipes and scores into
 fitness, a pool runs jobs, a store remembers. No worker waits for another: whenever one is free, the
 sampler is asked for the next trial with all the results that are in. Where results that are still
-to come change nothing, it is asked before, and the trial waits for its worker. Nor does a worker
-wait for the storage: its result and the next trial are written together while it is at work again,
-and nobody is told of a result before.
+to come do not change what is drawn, it is asked before, and the trial waits for its worker. Nor
+does a worker wait for the storage: its result and the next trial are written together while it is
+at work again, and nobody is told of a result before.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SearchLoop:
         self._again: deque[TrialRecord] = deque()
         records = store.records()
         self._interrupted = any(record.state == "running" for record in records)
-        self._searched = any(map(_is_candidate, records))
+        self._searched = any(record.finished and _is_candidate(record) for record in records)
         self._tally, self._budget = Tally(budget, problem.items, records), budget
         self._standing, self._twins = Standing(problem, records), Twins(records)
         self._constraints = Constraints(problem.floors, records)

@@ -32,14 +32,13 @@ class Spending:
     """What may be scored, in items.
 
     Args:
-        search: by the trials; None is no limit. The last one may go beyond it, at the cost of the
-            race.
+        search: by the trials; None is no limit.
         race: by the race to come, at most; more only where the search ends before its limit.
         whole: what that race costs at most if every finalist runs to the end.
         holdout: by the comparison on held-out items, at most.
         raced: what earlier races of the study have scored.
-        first: by the baselines and the first searched trial, at most: with a climb that has its
-            slopes too, and is begun whatever is left.
+        beyond: by the last trial beyond ``search``, at most, at the cost of the race. A study's
+            first leg of a climb, which has its slopes too, is begun while anything is left.
     """
 
     search: int | None
@@ -47,7 +46,7 @@ class Spending:
     whole: int
     holdout: int
     raced: int = 0
-    first: int = 0
+    beyond: int = 0
 
 
 def spending(prepared: Preparation, items: int | None = None, *, raced: int = 0) -> Spending:
@@ -59,17 +58,26 @@ def spending(prepared: Preparation, items: int | None = None, *, raced: int = 0)
         raced: what races have scored before.
     """
     whole = _whole_race(prepared)
-    compared = 1 + min(len(prepared.baselines), MOST_BASELINES)
-    compared += len({floor.limit.of for floor in prepared.floors if floor.limit.of})
+    # Which baseline a floor hangs on may be known only by the task's scores.
+    hung_on = {one.references if len(one.references) == 1 else one.name for one in prepared.floors}
+    others = MOST_BASELINES + len(hung_on - {()})
+    compared = 1 + min(len(prepared.baselines), others)
     if prepared.space.several_goals:  # points of the front, and whom they have to pass
         compared = prepared.space.finals.candidates + len(prepared.baselines)
     held_out = compared * len(prepared.holdout_items or ())
-    legs = 1 + (SLOPE_COST if prepared.plan.neighbourhood is not None else 0)
-    first = (len(prepared.baselines) + legs) * len(prepared.search_items)
     if items is None:
-        return Spending(None, whole, whole, held_out, raced, first)
+        return Spending(None, whole, whole, held_out, raced)
     race = min(whole, items // _SHARE)
-    return Spending(max(0, items - raced - race), race, whole, held_out, raced, first)
+    search = max(0, items - raced - race)
+    return Spending(search, race, whole, held_out, raced, _beyond(prepared, search))
+
+
+def _beyond(prepared: Preparation, search: int) -> int:
+    """How far the last trial may go beyond what the search may score."""
+    full, legs = len(prepared.search_items), 0 if prepared.plan.neighbourhood is None else 1
+    leg = full * (1 + legs * SLOPE_COST)
+    first = len(prepared.baselines) * full + leg
+    return max(full - 1, min(first - search, leg - 1)) if search else 0
 
 
 def items_raced(facts: Mapping[str, Any]) -> int:

@@ -165,6 +165,16 @@ def test_a_lenient_incumbent_stops_only_who_is_almost_certainly_worse(
     assert tuple(one.estimate is not None for one in scores) == stopped
 
 
+def test_what_rounding_may_do_is_no_evidence() -> None:
+    scores = scores_of({"a": np.full(50, 0.5), "b": np.full(200, 0.25)})
+    lower = scores_of({"a": np.full(50, 0.5 - 1e-7), "b": np.full(200, 0.25 - 1e-7)})
+    seen = {"a": np.arange(25), "b": np.arange(100)}
+    found = made(scores).difference(lower, seen)
+    assert found is not None
+    assert found.value < 0
+    assert not found.hopeless
+
+
 def test_late_in_its_items_a_baseline_that_may_be_as_good_on_others_is_not_stopped() -> None:
     """What is sure of nearly all the items, of which few are left, is not of others like them."""
     late = Difference(-1.5, 0.3, 1.0)

@@ -20,7 +20,7 @@ from evomerge.search.budget import Budget
 from evomerge.search.climbing import HALVED, STEP, Place, Walk, steps_of_leg, walk
 from evomerge.search.finalists import best_climbed
 from evomerge.search.floors import Floor
-from evomerge.search.legs import ASTRAY, CLIMB, DEPTH, LAST, SCOUT, Climb
+from evomerge.search.legs import ASTRAY, CLIMB, DEPTH, LAST, LEGS, SCOUT, Climb
 from evomerge.search.loop import SearchLoop
 from evomerge.search.pool import Job, LocalPool, Outcome
 from evomerge.search.records import PlannedBaseline, TrialRecord
@@ -465,18 +465,17 @@ def test_a_leg_in_vain_leaves_the_rest_of_the_budget_to_others(
     assert items <= done.items < items + problem.items
 
 
-@pytest.mark.parametrize("broken", [0, 3])
 @pytest.mark.parametrize("items", range(165, 215, 10))
 def test_a_leg_that_failed_does_not_make_the_next_one_cheap(
-    tmp_path: Path, problem: AnalyticProblem, items: int, broken: int
+    tmp_path: Path, problem: AnalyticProblem, items: int
 ) -> None:
-    """3 is the second climb's first."""
+    """The second climb's first."""
 
     legs = count()
 
     class Costly(Climbing):
         def run(self, job: Job) -> Outcome:
-            if job.leg is not None and next(legs) == broken:
+            if job.leg is not None and next(legs) == 3:
                 raise TrialError("out of memory, by chance")
             outcome = super().run(job)
             return replace(outcome, items=problem.items * (4 if outcome.walk else 1))
@@ -487,11 +486,48 @@ def test_a_leg_that_failed_does_not_make_the_next_one_cheap(
     assert done.items < items + problem.items
 
 
+def test_of_workers_side_by_side_one_begins_a_first_leg_that_does_not_fit(
+    tmp_path: Path, problem: AnalyticProblem
+) -> None:
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
+    pool = Waiting()
+    with pytest.raises(EvomergeError, match="enough"):
+        SearchLoop(store, problem, Budget(None, items=50)).run(pool)
+    assert [job.leg is not None for job in pool.jobs] == [True]
+
+
+def test_all_legs_of_many_workers_count_with_their_slopes(
+    tmp_path: Path, problem: AnalyticProblem
+) -> None:
+    """Also those beyond which a climb has none, while the first has not come back."""
+
+    class Many(Waiting):
+        size = LEGS + 20
+
+    store = make_store(tmp_path / "a.db", problem, "ascent")
+    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
+    pool, room = Many(), 45
+    with pytest.raises(EvomergeError, match="enough"):
+        SearchLoop(store, problem, Budget(None, items=3 + room * 40)).run(pool)
+    assert len(pool.jobs) == room
+    assert all(job.leg is not None for job in pool.jobs)
+
+
 def test_a_first_leg_that_failed_is_tried_again_whatever_is_left(
     tmp_path: Path, problem: AnalyticProblem
 ) -> None:
     store = make_store(tmp_path / "a.db", problem, "ascent")
     evaluator = Climbing(failing(ridge, lambda call: call == 3))
+    SearchLoop(store, problem, Budget(None, items=14)).run(LocalPool(lambda: evaluator))
+    assert [one.state for one in store.records()[3:]] == ["failed", "complete"]
+    # The same where it was running when the driver died.
+    store = make_store(tmp_path / "b.db", problem, "ascent")
+    SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
+    with pytest.raises(EvomergeError, match="enough"):
+        SearchLoop(store, problem, Budget(None, items=14)).run(Waiting())
+    store = make_store(tmp_path / "b.db", problem, "ascent")
+    evaluator = Climbing(failing(ridge, lambda call: call == 0))
     SearchLoop(store, problem, Budget(None, items=14)).run(LocalPool(lambda: evaluator))
     assert [one.state for one in store.records()[3:]] == ["failed", "complete"]
 

@@ -24,6 +24,15 @@ START = dict.fromkeys(GENES, 0.2)
 DELAYS = [3, 5, 4, 7, 3, 3, 11, 4]
 
 
+def test_where_every_gene_chooses_a_method_the_ascent_is_cma_es() -> None:
+    methods = {"layers/0/merge_method": FloatDistribution(0.0, 2.0)}
+    start = dict.fromkeys(methods, 1.0)
+    assert isinstance(make_sampler("ascent", methods, start, seed=0), CmaEsSampler)
+    mixed = {**methods, **GENES}
+    some = make_sampler("ascent", mixed, {**start, **START}, seed=0)
+    assert not isinstance(some, CmaEsSampler)
+
+
 def search(sampler: BaseSampler, *, workers: int, seed: int, trials: int = 160) -> optuna.Study:
     """Minimise nothing but time: a noisy sphere with ``workers`` trials in flight."""
     study = optuna.create_study(direction="maximize", sampler=sampler)

@@ -210,18 +210,37 @@ def test_several_goals_compare_more_on_the_held_out_items(tmp_path: Path) -> Non
     assert spending(several).holdout == (points + len(several.baselines)) * 60
 
 
-def test_baselines_and_a_first_leg_may_take_of_the_races_items(
+def test_how_far_the_last_trial_may_go_beyond_its_share(
     tmp_path: Path, masked: Preparation
 ) -> None:
+    """By less than a trial; a first leg by less than its slopes and its score."""
     climbing = prepared(tmp_path, search={"sampler": "ascent", "scan": False, "rungs": "none"})
-    assert spending(masked).first == (4 + 1) * ITEMS
-    assert spending(climbing).first == (4 + 4) * ITEMS, "a leg has its slopes too"
-    assert "less what the baselines" in spending_words(spending(climbing, 9 * ITEMS), 9 * ITEMS)
-    assert "320, take of them" in spending_words(spending(climbing, 9 * ITEMS), 9 * ITEMS)
-    assert "less" not in spending_words(spending(climbing, 10 * ITEMS), 10 * ITEMS)
+    assert spending(masked, 20 * ITEMS).beyond == ITEMS - 1
+    assert spending(climbing, 20 * ITEMS).beyond == ITEMS - 1
+    assert spending(climbing, 9 * ITEMS).search == 315, "of four baselines and a leg, 320"
+    assert spending(climbing, 9 * ITEMS).beyond == ITEMS - 1
+    few = spending(climbing, 5 * ITEMS)
+    assert (few.search, few.beyond) == (175, 320 - 175)
+    assert spending(climbing, 4 * ITEMS).beyond == 4 * ITEMS - 1
+    assert spending(climbing, 100, raced=100).beyond == 0, "nothing is begun"
+    assert "175 of 200 items, its last trial up to 145 more; the race of the finalists has the" in (
+        spending_words(few, 200)
+    )
+    assert "rest, at least 0: all of them might need" in spending_words(few, 200)
+
+
+def test_a_first_leg_goes_as_far_beyond_as_is_told(
+    tmp_path: Path, store: StudyStore, run: Run
+) -> None:
+    climbing = prepared(tmp_path, search={"sampler": "ascent", "scan": False, "rungs": "none"})
+    plan = spending(climbing, 5 * ITEMS)
+    _, scored = run(climbing, trials=None, items=5 * ITEMS)
+    assert plan.search is not None
+    assert plan.search < scored["search"] <= plan.search + plan.beyond
 
 
 def test_models_that_floors_hang_on_are_scored_on_the_held_out_items(tmp_path: Path) -> None:
+    """Which model is the best one differs by task."""
     tasks = [
         {
             "task": f"quickstart_{name}",
@@ -229,6 +248,12 @@ def test_models_that_floors_hang_on_are_scored_on_the_held_out_items(tmp_path: P
             "holdout_task": f"quickstart_{name}_heldout",
             "min": limit,
         }
-        for name, limit in (("add", "base - 0.1"), ("most", "best - 0.1"))
+        for name, limit in (("add", "base - 0.1"), ("most", "best - 0.1"), ("kinds", "best"))
     ]
-    assert spending(prepared(tmp_path, tasks=tasks)).holdout == (4 + 2) * 60
+    assert spending(prepared(tmp_path, tasks=tasks)).holdout == (1 + 4) * 90, "no more there are"
+    models = [str(QUICKSTART / "models" / name) for name in ("add", "most", "kinds", "count")]
+    many = prepared(tmp_path, tasks=tasks, models=models)
+    assert len(many.baselines) == 6
+    assert spending(many).holdout == (1 + 6) * 90
+    base = [{**task, "min": "base - 0.1"} for task in tasks]
+    assert spending(prepared(tmp_path, tasks=base, models=models)).holdout == (1 + 4) * 90

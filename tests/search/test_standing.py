@@ -178,6 +178,8 @@ def test_a_baseline_has_the_guess_of_another_with_its_recipe(tmp_path: Path) -> 
     other, twin = opened(tmp_path / "study.db").records()[3:]
     assert (other.state, twin.state, twin.twin) == ("pruned", "pruned", other.number)
     assert (twin.items, twin.estimate, twin.rival) == (0, other.estimate, other.rival)
+    with pytest.raises(StudyError, match=f"scored on {other.items} items only"):
+        StudyReport(store).compare(twin.number, 0)
 
 
 @pytest.mark.parametrize("sampler", ["cmaes", "random"])
