@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from evomerge.search.floors import finished_baselines, floors_of
 from evomerge.search.goals import spread
 from evomerge.search.keeping import FloorCheck
-from evomerge.search.sampler import BASELINE
+from evomerge.search.seeded import BASELINE
 from evomerge.search.tradeoffs import FrontVerdict, Point
 from evomerge.search.verdict import FEWEST
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evomerge.report.goals import floor_words
-from evomerge.search.sampler import BASELINE
+from evomerge.search.seeded import BASELINE
 from evomerge.search.verdict import BROKEN, FEWEST, KEPT, LOSS, WIN, Verdict
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import numpy as np
 
 from evomerge.search.climbing import STEP, Place, genome_at
 from evomerge.search.cmaes import Replay, Solution
+from evomerge.search.cmaes_sampler import CmaEsSampler
 from evomerge.search.legs import CLIMB, Climb, breaks, promise, succeeds
-from evomerge.search.sampler import CmaEsSampler
 from evomerge.search.seeded import (
     BASELINE,
     CLIMBED,

@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.recipe import read_recipes, write_recipes
 from evomerge.search.race import Race, Z
 from evomerge.search.records import TrialRecord
-from evomerge.search.sampler import BASELINE
+from evomerge.search.seeded import BASELINE
 
 MEAN, MEAN_LABEL, NO_TRIAL = "mean", "end of the search", -1
 RACE = "race"

@@ -30,7 +30,7 @@ from evomerge.search.problem import Problem, summary
 from evomerge.search.race import Race
 from evomerge.search.records import TrialRecord, violation_of
 from evomerge.search.rounds import Rounds
-from evomerge.search.sampler import BASELINE
+from evomerge.search.seeded import BASELINE
 from evomerge.search.spending import affordable, items_raced
 from evomerge.search.storage import StudyStore
 from evomerge.search.verdict import VERDICT, Verdict, judge, judged_baselines, known_verdict

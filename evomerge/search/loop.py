@@ -23,7 +23,7 @@ from evomerge.search.floors import Constraints
 from evomerge.search.pool import Job, Outcome, Pool
 from evomerge.search.problem import Keeper, Problem, SearchError, nothing_kept, summary
 from evomerge.search.records import TrialRecord
-from evomerge.search.sampler import BASELINE
+from evomerge.search.seeded import BASELINE
 from evomerge.search.standing import Standing
 from evomerge.search.storage import StudyStore
 from evomerge.search.twins import Twins

@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from evomerge.errors import StudyError
 from evomerge.search.driven import DrivenStudy, record_of
 from evomerge.search.records import PlannedBaseline, TrialRecord
-from evomerge.search.sampler import BASELINE, KIND
+from evomerge.search.seeded import BASELINE, KIND
 from evomerge.search.tables import TrialTables, engine_options, reading, writing
 
 

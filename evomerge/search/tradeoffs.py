@@ -20,7 +20,7 @@ from evomerge.search.goals import covers, front, spread
 from evomerge.search.keeping import FloorCheck, flipped, raised
 from evomerge.search.race import Z
 from evomerge.search.records import TrialRecord
-from evomerge.search.sampler import BASELINE
+from evomerge.search.seeded import BASELINE
 from evomerge.search.verdict import FEWEST
 
 FRONT = "front"

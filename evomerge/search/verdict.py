@@ -12,7 +12,7 @@ from evomerge.search.finalists import MEAN, Decision, finished
 from evomerge.search.keeping import FloorCheck
 from evomerge.search.problem import summary
 from evomerge.search.records import TrialRecord
-from evomerge.search.sampler import BASELINE
+from evomerge.search.seeded import BASELINE
 
 VERDICT = "verdict"
 """The study's fact."""

@@ -15,8 +15,9 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
 
 from evomerge.search.cmaes import InjectableCMA, Replay
+from evomerge.search.cmaes_sampler import CmaEsSampler
 from evomerge.search.generations import ArrivalNSGAII, Generations
-from evomerge.search.sampler import CmaEsSampler, make_sampler
+from evomerge.search.sampler import make_sampler
 from tests.search.landscapes import noisy, run_generations, sphere
 
 GENES = {f"weight/{i}": FloatDistribution(0.0, 1.0) for i in range(8)}

@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import optuna
 
-from evomerge.search.sampler import CmaEsSampler
+from evomerge.search.cmaes_sampler import CmaEsSampler
 from tests.benchmarks.searches.competitors import EVOLVE, SIGMA, sampled, search
 from tests.benchmarks.searches.ground import Step, shipped
 from tests.benchmarks.searches.landscapes import ITEMS, KINDS, Landscape
