@@ -9,7 +9,7 @@ CMA-ES goes on from the fitter mean with small steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ import numpy as np
 from evomerge.search.climbing import STEP, Place, genome_at
 from evomerge.search.cmaes import Replay, Solution
 from evomerge.search.cmaes_sampler import CmaEsSampler
-from evomerge.search.legs import CLIMB, Climb, breaks, promise, succeeds
+from evomerge.search.legs import CLIMB, SURE, Climb, breaks, promise, succeeds
 from evomerge.search.seeded import (
     BASELINE,
     CLIMBED,
+    ERROR,
+    ESTIMATE,
     KIND,
     LEG,
     WALK,
@@ -174,15 +176,19 @@ class AscentSampler(GeneSampler):
         A model alone is a bad start where signs are elected: the others are outvoted everywhere.
         """
         known = [one for one in self._scored(study) if one.user_attrs.get(KIND) == BASELINE]
-        genomes = [one.params for one in sorted(known, key=_fitness)] or [self._fallback]
-        points = [
-            np.clip((self._values(one) - self._low) / (self._high - self._low), 0.0, 1.0)
-            for one in genomes
+        known.sort(key=_fitness)
+        best = self._shares(known[0].params if known else self._fallback)
+        places = [np.where(self._sloping, self._shares(one.params), best) for one in known]
+        apart = [
+            (one, place)
+            for one, place in zip(known, places, strict=True)
+            if float(np.abs(place - best).max(initial=0.0)) >= APART
         ]
-        best = points[0]
-        points = [np.where(self._sloping, one, best) for one in points]
-        apart = [one for one in points if float(np.abs(one - best).max(initial=0.0)) >= APART]
-        return [(best + apart[0]) / 2, best] if apart else [best]
+        return [(best + _foremost(apart)) / 2, best] if apart else [best]
+
+    def _shares(self, genome: Mapping[str, float]) -> np.ndarray:
+        """A genome in shares of the genes' ranges."""
+        return np.clip((self._values(genome) - self._low) / (self._high - self._low), 0.0, 1.0)
 
     def _after(self, study: Any) -> tuple[np.ndarray, list[Solution]]:
         """The fitter of the climbs' means, and what CMA-ES drew from it, in the order of arrival.
@@ -219,6 +225,20 @@ class AscentSampler(GeneSampler):
 
     def _values(self, genome: Mapping[str, float]) -> np.ndarray:
         return np.array([genome[name] for name in self._ranges])
+
+
+def _foremost(ranked: Sequence[tuple[Any, np.ndarray]]) -> np.ndarray:
+    """The first one's place; where its fitness is a guess, as it was stopped early, and not surely
+    ahead of what was scored whole, the first of those."""
+    trial, place = ranked[0]
+    if ESTIMATE not in trial.user_attrs:
+        return place
+    for whole, other in ranked:
+        error = whole.user_attrs.get(ERROR)
+        if ESTIMATE not in whole.user_attrs and error is not None:
+            near = minimised(whole) - minimised(trial) <= SURE * error
+            return other if near else place
+    return place
 
 
 def _fitness(trial: Any) -> tuple[float, int]:

@@ -15,10 +15,20 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.search.records import TrialRecord
-from evomerge.search.seeded import CLIMBED, ERROR, KIND, LEG, SEARCH, TOLD, WALK, GeneSampler
+from evomerge.search.seeded import (
+    CLIMBED,
+    ERROR,
+    ESTIMATE,
+    KIND,
+    LEG,
+    SEARCH,
+    TOLD,
+    WALK,
+    GeneSampler,
+)
 from evomerge.search.tables import TrialTables
 
-ESTIMATE, FITNESS, VALUES, CONSTRAINTS = "estimate", "fitness", "values", "constraints"
+FITNESS, VALUES, CONSTRAINTS = "fitness", "values", "constraints"
 
 _STATES = {
     TrialState.COMPLETE: "complete",

@@ -22,7 +22,7 @@ KIND = "kind"
 BASELINE = "baseline"
 SEARCH = "search"
 TOLD = "told"
-LEG, WALK, CLIMBED, ERROR = "leg", "walk", "climbed", "error"
+LEG, WALK, CLIMBED, ERROR, ESTIMATE = "leg", "walk", "climbed", "error", "estimate"
 
 
 class GeneSampler(BaseSampler):

@@ -243,6 +243,25 @@ def test_there_is_one_climb_where_no_baseline_lies_apart(
     assert store.records()[2].genome == planned[1].genome
 
 
+@pytest.mark.parametrize(("whole", "half_way_to"), [(0.57, 0.2), (0.55, 0.2), (0.53, 0.1)])
+def test_a_guess_comes_before_what_was_scored_whole_only_where_it_is_surely_ahead(
+    tmp_path: Path, problem: AnalyticProblem, whole: float, half_way_to: float
+) -> None:
+    """The climb begins half way between the best baseline and another; errors are .02."""
+    store = create_store("test", f"sqlite:///{tmp_path}/a.db")
+    store.use(make_sampler("ascent", problem.distributions, problem.point(0.5), seed=3))
+    told = {0.8: {"error": 0.02}, 0.2: {"error": 0.02}, 0.1: {"estimate": 0.58, "rival": 0}}
+    store.plan(
+        PlannedBaseline(f"{at}", problem.recipe(problem.point(at)), problem.point(at))
+        for at in told
+    )
+    for fitness, facts in zip((0.7, whole, 0.58), told.values(), strict=True):
+        store.tell(store.ask(problem.distributions).number, fitness, **facts)
+    drawn = store.ask(problem.distributions)
+    assert drawn.leg is not None
+    assert drawn.genome == pytest.approx(problem.point((0.8 + half_way_to) / 2))
+
+
 def test_where_a_climb_stands_is_raced_before_it_is_over(
     tmp_path: Path, problem: AnalyticProblem
 ) -> None:
