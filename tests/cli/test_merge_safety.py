@@ -21,6 +21,7 @@ from tests.cli.worlds import EVOMERGE, run
 from tests.merging.worlds import recipe_text, same_bits, stored, write_family
 
 KILLS = 5
+TRIES = 5
 WAIT = 60.0
 # Many small files, each brought down to the disk: the writing takes as long as the rest.
 SHARDS = ("--max-shard-size", "600KB")
@@ -102,9 +103,13 @@ def test_killed_at_any_moment_it_leaves_a_whole_model_or_none(world: Path, tmp_p
 
 def test_interrupted_it_says_so_and_leaves_nothing(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = begin(world, out)
-    await_writing(out, process)
-    status, said = send(process, signal.SIGINT)
+    for _ in range(TRIES):
+        process = begin(world, out)
+        await_writing(out, process)
+        status, said = send(process, signal.SIGINT)
+        if status != 0:
+            break
+        shutil.rmtree(out)  # the machine is so busy that all was written before we came to it
     assert (status, said) == (130, "Interrupted.\n")
     assert list(tmp_path.iterdir()) == []
 
