@@ -9,6 +9,7 @@ enter linearly, as weights do in most methods.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -256,7 +257,8 @@ class Slopes:
             near = self._neighbourhood.beside(genome, together)
             changes = pullback.between(self._engine, near.below, near.above)
             for name, touched in together.items():
-                change = sum(changes[tensor] for tensor in touched if tensor in changes)
+                # Exactly, as sets have another order in every process.
+                change = math.fsum(changes[tensor] for tensor in touched if tensor in changes)
                 genes[name] = change / near.widths[name]
         return genes
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -161,6 +165,35 @@ def test_a_leg_raises_the_smooth_fitness(tmp_path: Path, family: Family) -> None
     assert before < walked.smooth < end
     again = leg_at(worker, preparation, middle(preparation))
     assert again.walk == outcome.walk, "nothing is left of the first one"
+
+
+LEG = """
+import json, sys
+from pathlib import Path
+import torch
+from evomerge.search.preparation import prepare
+from evomerge.space import load_space
+from tests.search.test_slopes import leg_at, middle, worker_of
+torch.set_num_threads(1)
+preparation = prepare(load_space(Path(sys.argv[1])), hold_out=False)
+print(json.dumps(leg_at(worker_of(preparation), preparation, middle(preparation)).walk))
+"""
+
+
+def test_a_leg_is_the_same_in_every_process(tmp_path: Path, family: Family) -> None:
+    """To the last bit, whatever order Python's sets have there."""
+    prepared(tmp_path, family, **CASES["shared"])
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", LEG, str(tmp_path / "space.yaml")]
+    walks = set()
+    for seed in ("1", "2", "3"):
+        known = {"PYTHONHASHSEED": seed, "EVOMERGE_COMPILE": "never", "PYTHONPATH": str(root)}
+        done = subprocess.run(
+            command, env={**os.environ, **known}, capture_output=True, text=True, check=True
+        )
+        walks.add(done.stdout.splitlines()[-1])
+    assert len(walks) == 1
+    assert json.loads(walks.pop())["steps"] == 4
 
 
 def test_legs_take_items_that_no_other_part_uses(tmp_path: Path, family: Family) -> None:
