@@ -29,7 +29,7 @@ def _shared(plan: Spending, items: int | None) -> str:
     least = max(0, plan.race - plan.beyond)
     words += f"; the race of the finalists has the rest, at least {least}"
     if plan.race < plan.whole:
-        return f"{words}: all of them might need {plan.whole}, so not all run."
+        return f"{words}: all of them might need {plan.whole}, so some may not run."
     return f"{words} (all of them might need {plan.whole})."
 
 

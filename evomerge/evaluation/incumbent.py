@@ -100,7 +100,7 @@ class Incumbent:
         values = None if weights is None else _values(scores, weights)
         return None if weights is None or values is None else cls(trial, fitness, weights, values)
 
-    def certain(self) -> Incumbent:
+    def leniently(self) -> Incumbent:
         """The same, but only what is almost certainly worse is stopped."""
         return replace(self, lenient=True)
 

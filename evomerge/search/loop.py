@@ -162,7 +162,7 @@ class SearchLoop:
                 record = self._running[record.number] = replace(record, rival=self._standing.trial)
                 self._store.note(record.number, rival=record.rival)
             # There are few baselines, and each may be the best start, or what has to be beaten.
-            incumbent = self._standing.of(record.rival, certain=record.kind == BASELINE)
+            incumbent = self._standing.of(record.rival, lenient=record.kind == BASELINE)
             pool.submit(Job(record.number, recipe, leg=record.leg, incumbent=incumbent))
         return []
 

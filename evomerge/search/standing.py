@@ -70,12 +70,12 @@ class Standing:
         """Items that searched trials have scored since the last gain."""
         return self._since
 
-    def of(self, trial: int | None, *, certain: bool = False) -> Incumbent | None:
+    def of(self, trial: int | None, *, lenient: bool = False) -> Incumbent | None:
         """A trial that is the incumbent, or was; None for another.
 
         Args:
             trial: its number.
-            certain: whether only what is almost certainly behind it is stopped.
+            lenient: whether only what is almost certainly behind it is stopped.
         """
         kept = None if trial is None else self._kept.get(trial)
         if trial is None or kept is None:
@@ -86,7 +86,7 @@ class Standing:
             # Jobs are compared with the present one, or just with the one before.
             self._known = {trial: Incumbent.from_json(trial, kept)}
         known = self._known[trial]
-        return known.certain() if certain else known
+        return known.leniently() if lenient else known
 
     def facts(self, record: TrialRecord, scores: Scores) -> dict[str, Any]:
         """What is to be kept with a trial that was scored on all items, if it is the best now.
