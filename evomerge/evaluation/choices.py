@@ -58,9 +58,7 @@ def choices_of(name: str, task: Any) -> Choices:
         TaskError: the task judges its answers by code of its own, so that only that code knows
             which choices are right.
     """
-    own_code = callable(task.get_config("process_results"))
-    stock = type(task).process_results is getattr(ConfigurableTask, "process_results", None)
-    if own_code or not stock:
+    if not judged_by_lm_eval(task):
         reason = (
             "judges its answers by code of its own (process_results), and only that knows which "
             "choices are right; ask for a metric that it reports"
@@ -72,6 +70,12 @@ def choices_of(name: str, task: Any) -> Choices:
             rows.append([])
         rows[instance.doc_id].append(place)
     return _filled([_Row.of(task, places) for places in rows])
+
+
+def judged_by_lm_eval(task: Any) -> bool:
+    """Whether lm-eval's own code makes item values of a leaf task's answers, not the task's."""
+    stock = type(task).process_results is getattr(ConfigurableTask, "process_results", None)
+    return stock and not callable(task.get_config("process_results"))
 
 
 def refuse_uneven(name: str, task: Any) -> None:

@@ -65,10 +65,17 @@ class ItemSet:
 
     def higher_is_better(self, request: TaskRequest) -> bool:
         """Which way the metric of one of the set's own requests is better."""
+        return {task.higher_is_better(request.metric) for task in self._of(request)} != {False}
+
+    def is_share(self, request: TaskRequest) -> bool:
+        """Whether the metric of one of the set's own requests is known to lie in [0, 1]."""
+        return all(task.is_share(request.metric) for task in self._of(request))
+
+    def _of(self, request: TaskRequest) -> list[TaskItems]:
+        """A request's leaf tasks."""
         groups = {group.name: group.get_all_tasks() for group in self.groups}
         leaves = {leaf.task_name for leaf in groups.get(request.task, ())} or {request.task}
-        ways = {t.higher_is_better(request.metric) for t in self.tasks if t.name in leaves}
-        return ways != {False}
+        return [task for task in self.tasks if task.name in leaves]
 
     def digest(self) -> str:
         """A hash of what is asked and of what counts as right: documents, prompts, tokens."""

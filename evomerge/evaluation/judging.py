@@ -13,7 +13,7 @@ from lm_eval.api.metrics import acc_all, acc_all_stderr, mean, mean_stderr, samp
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 
 from evomerge.errors import TrialError
-from evomerge.evaluation.choices import Choices, choices_of, refuse_uneven
+from evomerge.evaluation.choices import Choices, choices_of, judged_by_lm_eval, refuse_uneven
 from evomerge.evaluation.queries import Continuation, Query, Rolling
 from evomerge.evaluation.scores import TaskScore, Value
 from evomerge.evaluation.smooth import FILTER, SMOOTH, SmoothPlan
@@ -24,6 +24,8 @@ _TRIED_DOCUMENTS = 8
 _COMPARED_DOCUMENTS = 64
 _COMPARED = ("acc", "acc_norm", "acc_bytes")
 """What lm-eval finds by comparing the choices' likelihoods alone."""
+_SHARES = (*_COMPARED, "acc_mutual_info", "exact_match")
+"""Means of what is right (1) or wrong (0), where lm-eval's own code makes them."""
 _CHUNK = 1000  # lm-eval's bootstrap starts a stream of random numbers per so many resamples
 
 RawValues = dict[MetricName, list[tuple[int, Any]]]
@@ -101,6 +103,13 @@ class TaskItems:
         if metric.name in SMOOTH and metric not in self.own_metrics:
             return SMOOTH[metric.name].higher_is_better
         return self.task.higher_is_better().get(metric.name, True) is not False
+
+    def is_share(self, metric: MetricName) -> bool:
+        """Whether a metric is known to lie in [0, 1], whatever the answers."""
+        if metric.name in SMOOTH and metric not in self.own_metrics:
+            return SMOOTH[metric.name].share
+        mean_of_items = self.aggregation(metric) == "mean"
+        return metric.name in _SHARES and mean_of_items and judged_by_lm_eval(self.task)
 
     @cached_property
     def plain_choices(self) -> Choices | None:

@@ -64,19 +64,21 @@ class Metric:
         of_texts: whether a single text's likelihood gives it, without choices to compare.
         aggregation: lm-eval's name of what turns item values into a score.
         higher_is_better: which way is better.
+        share: whether it lies in [0, 1], whatever the answers.
     """
 
     values: ItemValues
     of_texts: bool = False
     aggregation: str = "mean"
     higher_is_better: bool = True
+    share: bool = False
 
 
 GOLD_LIKELIHOOD, BITS_PER_BYTE = "gold_loglikelihood", "bits_per_byte"
 _UNITS = ("", "_norm", "_bytes")
 
 SMOOTH: Mapping[str, Metric] = {
-    **{f"gold_prob{unit}": Metric(partial(_gold_prob, unit)) for unit in _UNITS},
+    **{f"gold_prob{unit}": Metric(partial(_gold_prob, unit), share=True) for unit in _UNITS},
     **{f"margin{unit}": Metric(partial(_margin, unit)) for unit in _UNITS},
     GOLD_LIKELIHOOD: Metric(_gold_likelihood, of_texts=True),
     BITS_PER_BYTE: Metric(_gold_bits, True, BITS_PER_BYTE, higher_is_better=False),

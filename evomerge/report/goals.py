@@ -133,6 +133,8 @@ def limit_words(study: StudyReport) -> list[str]:
         bound, model = floor.bound(done), None if floor.waits(done) else floor.reference(done)
         number = "not known yet" if bound is None else f"{bound:.4f}"
         whose = f", of {model.label}" if model is not None and floor.limit.of else ""
+        failed = floor.failed(done)
+        whose += f"; left out, as failed: {_listed(failed)}" if whose and failed else ""
         told.append(f"{floor.name} ({number}{whose})" if floor.limit.of else floor.name)
     kept = sum(1 for trial in study.trials if trial.state == "complete" and not trial.violation)
     complete = sum(1 for trial in study.trials if trial.state == "complete")

@@ -100,6 +100,11 @@ class Floor:
         sign = -1.0 if self.upper else 1.0
         return max(whole, key=lambda one: sign * self.value(one.scores), default=None)
 
+    def failed(self, baselines: Mapping[str, TrialRecord]) -> list[str]:
+        """The references that have no scores, so that the limit hangs on the others alone."""
+        there = [baselines[label] for label in self.references if label in baselines]
+        return [str(one.label) for one in there if one.state == "failed"]
+
     def bound(self, baselines: Mapping[str, TrialRecord]) -> float | None:
         """The limit as a number; None while it is not known."""
         if self.limit.of is None:
@@ -136,7 +141,7 @@ def floors_of(space: SearchSpace, labels: Iterable[str]) -> tuple[Floor, ...]:
 
 
 def check_floors(space: SearchSpace, items: ItemSet, labels: Sequence[str]) -> None:
-    """Refuse floors that no baseline gives a limit, and those on the wrong side of their metric.
+    """Refuse floors without a limit, on the wrong side of their metric, or beyond its range.
 
     Args:
         space: the space.
@@ -156,6 +161,8 @@ def check_floors(space: SearchSpace, items: ItemSet, labels: Sequence[str]) -> N
             way = "low" if key == "min" else "high"
             problem = f"{floor.limit} is refused: {request.metric} of {request.task} is to be {way}"
             faults.append(space.fault(place, f"{problem}; write {other}: {floor.limit}"))
+        if items.is_share(request):
+            faults += [space.fault(place, beyond) for beyond in _beyond(floor.limit, request)]
         missing = [label for label in floor.references if label not in labels]
         if floor.limit.of is not None and (missing or not floor.references):
             what = "base model" if floor.limit.of == BASE_MODEL else "fine-tuned model"
@@ -163,6 +170,17 @@ def check_floors(space: SearchSpace, items: ItemSet, labels: Sequence[str]) -> N
             faults.append(space.fault(place, f"{problem}; write a number"))
     if faults:
         raise SpaceError(faults)
+
+
+def _beyond(limit: Limit, request: TaskRequest) -> list[str]:
+    """What is wrong with a limit that a metric in [0, 1] cannot come near: most often percent."""
+    lowest = 0.0 if limit.of is None else -1.0
+    if lowest <= limit.offset <= 1:
+        return []
+    told = f"{request.metric} of {request.task} lies between 0 and 1"
+    percent = Limit(limit.offset / 100, limit.of)
+    meant = f", such as {percent}" if lowest <= percent.offset <= 1 else ""
+    return [f"{limit} is refused: {told}; write a share{meant}"]
 
 
 def _wants_high(request: TaskRequest, items: ItemSet, space: SearchSpace) -> bool:

@@ -204,3 +204,34 @@ tasks:
     right["tasks"][1]["min"] = "best - 0.1"
     again = run("check", shared.write("right.yaml", yaml.safe_dump(right)), "--json")
     assert strict_json(again.stdout)["floors"][2] == "quickstart_kinds acc <= best"
+
+
+def test_floors_beyond_their_metric_are_refused(shared: World) -> None:
+    space = shared.write(
+        "beyond.yaml",
+        """\
+base_model: quickstart/models/base
+models: [quickstart/models/add, quickstart/models/most]
+merge_method: linear
+genome: {weight: [0.0, 1.0]}
+include_path: quickstart/tasks
+tasks:
+  - {task: quickstart_add, items: 10, min: 60}
+  - {task: quickstart_most, items: 10, min: base - 2}
+  - {task: quickstart_kinds, metric: gold_prob, items: 10, weight: -1, max: 101.5}
+  - {task: quickstart_count, metric: bits_per_byte, items: 10, max: 60}
+""",
+    )
+    result = run("check", space, "--json")
+    faults = {one["place"]: one["problem"] for one in strict_json(result.stdout)["faults"]}
+    share = "lies between 0 and 1; write a share"
+    assert faults == {
+        f"{space}:7: tasks[0].min": f"60 is refused: acc,none of quickstart_add {share}, such as "
+        "0.6",
+        f"{space}:8: tasks[1].min": f"base - 2.0 is refused: acc,none of quickstart_most {share}, "
+        "such as base - 0.02",
+        f"{space}:9: tasks[2].max": f"101.5 is refused: gold_prob,none of quickstart_kinds {share}",
+    }
+    right = space.read_text().replace("60}", "1}", 1).replace("- 2}", "- 1}").replace("101.5", "0")
+    told = run("check", shared.write("within.yaml", right), "--json")
+    assert strict_json(told.stdout)["floors"][0] == "quickstart_add acc >= 1"
