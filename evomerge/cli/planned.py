@@ -21,14 +21,15 @@ def spending_words(plan: Spending, items: int | None) -> str:
 def _shared(plan: Spending, items: int | None) -> str:
     if items is None:
         return ""
-    raced = f" ({plan.raced} were scored by earlier races)" if plan.raced else ""
-    words = f"The search may score {plan.search} of {items} items{raced}"
+    done = [f"its trials have scored {plan.scored}" if plan.scored else ""]
+    done += [f"earlier races {plan.raced}" if plan.raced else ""]
+    told = ", ".join(filter(None, done))
+    words = f"The search may score {plan.search} of {items} items{told and f' ({told})'}"
     words += f", its last trial up to {plan.beyond} more" if plan.beyond else ""
     if not plan.whole:
         return f"{words}."
-    least = max(0, plan.race - plan.beyond)
-    words += f"; the race of the finalists has the rest, at least {least}"
-    if plan.race < plan.whole:
+    words += f"; the race of the finalists has the rest, at least {plan.least}"
+    if plan.least < plan.whole:
         return f"{words}: all of them might need {plan.whole}, so some may not run."
     return f"{words} (all of them might need {plan.whole})."
 

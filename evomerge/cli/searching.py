@@ -88,6 +88,7 @@ class Display:
 
     def announce(self, prepared: Preparation, study: StudyReport) -> None:
         """Say what is about to be searched, and how far an earlier run came."""
+        from evomerge.search.budget import cost
         from evomerge.search.spending import items_raced, spending
 
         for note in prepared.notes:
@@ -102,7 +103,10 @@ class Display:
             f"{size(prepared.worker_bytes)} of models per worker",
             stderr,
         )
-        plan = spending(prepared, self._items, raced=items_raced(study.facts))
+        full = len(prepared.search_items)
+        scored = sum(cost(trial, full) for trial in study.trials if trial.finished)
+        raced = items_raced(study.facts)
+        plan = spending(prepared, self._items, raced=raced, scored=scored)
         if plan.whole or plan.holdout or self._items:
             say(spending_words(plan, self._items), stderr)
         if prepared.residency is not None:

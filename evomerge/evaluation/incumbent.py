@@ -71,7 +71,8 @@ class Incumbent:
     Args:
         trial: its number.
         fitness: on all the items.
-        weights: leaf task → metric → what the metric's mean adds to the fitness, per unit.
+        weights: leaf task → metric → what the metric's mean adds to the fitness, per unit; without
+            tasks that add nothing.
         values: leaf task → float32 ``[items]``, what each item adds, the share of one item in the
             mean left out: the sum of their means over the tasks is the fitness.
         lenient: whether only what is almost certainly worse is stopped.
@@ -167,6 +168,8 @@ def _weights(
         for leaf, share in scores.shares(request.task, metric).items():
             if scores.task(leaf).metrics[metric].aggregation != "mean":
                 return None
+            if request.weight == 0:  # it is there for its floor, and must be known on some items
+                continue
             of = weights.setdefault(leaf, {})
             of[str(metric)] = of.get(str(metric), 0.0) + unit * share
     return weights

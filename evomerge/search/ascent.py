@@ -170,8 +170,9 @@ class AscentSampler(GeneSampler):
 
     def _starts(self, study: Any) -> list[np.ndarray]:
         """Where climbs begin, in shares: half way between the best baseline in the genome and the
-        best of those that lie apart from it; then at the best itself. By the best's methods:
-        nothing lies between two methods, and no slope leads from one to another.
+        best of those that lie apart from it; then at the best itself (a guess, where what stopped
+        it has no genome). By the best's methods: nothing lies between two methods, and no slope
+        leads from one to another.
 
         A model alone is a bad start where signs are elected: the others are outvoted everywhere.
         """
@@ -228,16 +229,16 @@ class AscentSampler(GeneSampler):
 
 
 def _foremost(ranked: Sequence[tuple[Any, np.ndarray]]) -> np.ndarray:
-    """The first one's place; where its fitness is a guess, as it was stopped early, and not surely
-    ahead of what was scored whole, the first of those."""
+    """The first one's place; where its fitness is a guess, as it was stopped early, and not ahead
+    of the first that was scored whole by two of that one's standard errors, that one's."""
     trial, place = ranked[0]
     if ESTIMATE not in trial.user_attrs:
         return place
     for whole, other in ranked:
-        error = whole.user_attrs.get(ERROR)
-        if ESTIMATE not in whole.user_attrs and error is not None:
-            near = minimised(whole) - minimised(trial) <= SURE * error
-            return other if near else place
+        if ESTIMATE not in whole.user_attrs:
+            error = whole.user_attrs.get(ERROR)
+            ahead = minimised(whole) - minimised(trial)
+            return place if error is not None and ahead > SURE * error else other
     return place
 
 

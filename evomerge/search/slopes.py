@@ -203,6 +203,9 @@ class Slopes:
         gradient = self._gradients[block].run()
         pullback = Pullback(self._model, gradient.parameters)
         genes = self._along(pullback, genome) or self._between(pullback, genome)
+        wrong = [name for name, slope in genes.items() if not math.isfinite(slope)]
+        if wrong:
+            raise TrialError(f"the slope along {wrong[0]} is {genes[wrong[0]]}, no finite number")
         return Slope(gradient.value, {name: genes[name] for name in self._neighbourhood.sloping})
 
     def _along(self, pullback: Pullback, genome: Mapping[str, float]) -> dict[str, float] | None:
@@ -258,7 +261,8 @@ class Slopes:
             changes = pullback.between(self._engine, near.below, near.above)
             for name, touched in together.items():
                 # Exactly, as sets have another order in every process.
-                change = math.fsum(changes[tensor] for tensor in touched if tensor in changes)
+                found = [changes[tensor] for tensor in touched if tensor in changes]
+                change = math.fsum(found) if all(map(math.isfinite, found)) else math.nan
                 genes[name] = change / near.widths[name]
         return genes
 

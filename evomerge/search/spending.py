@@ -14,6 +14,7 @@ from evomerge.evaluation import ItemSet
 from evomerge.recipe import METHODS
 from evomerge.search.climbing import SLOPE_COST
 from evomerge.search.finalists import MOST_BASELINES, RACE, draws_masks
+from evomerge.search.legs import VAIN
 from evomerge.search.parts import rounds_of
 from evomerge.search.race import Race
 
@@ -37,8 +38,10 @@ class Spending:
         whole: what that race costs at most if every finalist runs to the end.
         holdout: by the comparison on held-out items, at most.
         raced: what earlier races of the study have scored.
+        scored: what its trials have scored before.
         beyond: by the last trial beyond ``search``, at most, at the cost of the race. A study's
             first leg of a climb, which has its slopes too, is begun while anything is left.
+        least: what the race has for sure.
     """
 
     search: int | None
@@ -46,38 +49,52 @@ class Spending:
     whole: int
     holdout: int
     raced: int = 0
+    scored: int = 0
     beyond: int = 0
+    least: int = 0
 
 
-def spending(prepared: Preparation, items: int | None = None, *, raced: int = 0) -> Spending:
+def spending(
+    prepared: Preparation, items: int | None = None, *, raced: int = 0, scored: int = 0
+) -> Spending:
     """The plan of a search.
 
     Args:
         prepared: the space.
         items: that search and race may score in all runs of the study; None is no limit.
         raced: what races have scored before.
+        scored: what trials have scored before.
     """
     whole = _whole_race(prepared)
+    relative = [one for one in prepared.floors if one.references]
     # Which baseline a floor hangs on may be known only by the task's scores.
-    hung_on = {one.references if len(one.references) == 1 else one.name for one in prepared.floors}
-    others = MOST_BASELINES + len(hung_on - {()})
+    hung_on = {one.references if len(one.references) == 1 else one.name for one in relative}
+    others = MOST_BASELINES + len(hung_on)
     compared = 1 + min(len(prepared.baselines), others)
     if prepared.space.several_goals:  # points of the front, and whom they have to pass
         compared = prepared.space.finals.candidates + len(prepared.baselines)
     held_out = compared * len(prepared.holdout_items or ())
     if items is None:
-        return Spending(None, whole, whole, held_out, raced)
-    race = min(whole, items // _SHARE)
-    search = max(0, items - raced - race)
-    return Spending(search, race, whole, held_out, raced, _beyond(prepared, search))
+        return Spending(None, whole, whole, held_out, raced, scored)
+    left = max(0, items - raced)
+    race = min(whole, items // _SHARE, left)
+    search = left - race
+    beyond = _beyond(prepared, search) if scored < search else 0
+    least = max(0, left - max(scored, search + beyond)) if whole else 0
+    return Spending(search, race, whole, held_out, raced, scored, beyond, least)
 
 
 def _beyond(prepared: Preparation, search: int) -> int:
     """How far the last trial may go beyond what the search may score."""
-    full, legs = len(prepared.search_items), 0 if prepared.plan.neighbourhood is None else 1
-    leg = full * (1 + legs * SLOPE_COST)
-    first = len(prepared.baselines) * full + leg
-    return max(full - 1, min(first - search, leg - 1)) if search else 0
+    full = len(prepared.search_items)
+    baselines = len({one.recipe for one in prepared.baselines})
+    stopped = prepared.plan.rungs and not prepared.floors
+    if prepared.plan.neighbourhood is None or search <= full * (1 if stopped else baselines):
+        return full - 1  # no leg is the last trial
+    leg = full * (1 + SLOPE_COST)
+    # A first leg that fails is tried again, and counts as a trial.
+    first = (len(prepared.baselines) + VAIN - 1) * full + leg
+    return max(full - 1, min(first - search, leg - 1))
 
 
 def items_raced(facts: Mapping[str, Any]) -> int:

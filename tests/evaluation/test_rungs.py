@@ -306,6 +306,24 @@ def test_the_estimate_is_unbiased_and_its_error_is_as_large_as_said() -> None:
     assert 0.03 < too_low < 0.07
 
 
+def test_tasks_that_add_nothing_make_nobody_less_sure() -> None:
+    rng = np.random.default_rng(4)
+    mine = {task: rng.integers(2, size=40).astype(float) for task in "abc"}
+    other = {task: rng.integers(2, size=40).astype(float) for task in "abc"}
+    some = {task: np.arange(12) for task in "abc"}
+    alone = made(scores_of(mine)).difference(scores_of(other), some)
+    floor = [*REQUESTS, TaskRequest("c", ACC, weight=0.0)]
+    assert alone is not None
+    assert made(scores_of(mine), floor).difference(scores_of(other), some) == alone
+    ppl = MetricName("perplexity", "none")
+    odd = TaskScore(
+        {ppl: Value(2.0, None, False, "perplexity")}, {ppl: mine["c"]}, tuple(range(40))
+    )
+    scores = Scores({**scores_of(mine).tasks, "c": odd})
+    floor[-1] = TaskRequest("c", ppl, weight=0.0)
+    assert Incumbent.of(0, 0.5, scores, floor) is None, "nor is the floor known of one stopped"
+
+
 def test_an_incumbent_is_kept_to_the_last_bit_and_equal_answers_are_no_difference() -> None:
     rng = np.random.default_rng(2)
     scores = scores_of({"a": rng.random(50), "b": rng.integers(2, size=9).astype(float)})

@@ -15,7 +15,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 
 from evomerge.errors import EvomergeError, TrialError
-from evomerge.search.ascent import APART
+from evomerge.search.ascent import APART, CLIMBS
 from evomerge.search.budget import Budget
 from evomerge.search.climbing import HALVED, STEP, Place, Walk, steps_of_leg, walk
 from evomerge.search.finalists import best_climbed
@@ -243,14 +243,22 @@ def test_there_is_one_climb_where_no_baseline_lies_apart(
     assert store.records()[2].genome == planned[1].genome
 
 
-@pytest.mark.parametrize(("whole", "half_way_to"), [(0.57, 0.2), (0.55, 0.2), (0.53, 0.1)])
+@pytest.mark.parametrize(
+    ("whole", "error", "half_way_to"),
+    [(0.57, 0.02, 0.2), (0.55, 0.02, 0.2), (0.53, 0.02, 0.1), (0.53, 0.03, 0.2), (0.1, None, 0.2)],
+)
 def test_a_guess_comes_before_what_was_scored_whole_only_where_it_is_surely_ahead(
-    tmp_path: Path, problem: AnalyticProblem, whole: float, half_way_to: float
+    tmp_path: Path,
+    problem: AnalyticProblem,
+    whole: float,
+    error: float | None,
+    half_way_to: float,
 ) -> None:
-    """The climb begins half way between the best baseline and another; errors are .02."""
+    """The climb begins half way between the best baseline and another; the guess is .58."""
     store = create_store("test", f"sqlite:///{tmp_path}/a.db")
     store.use(make_sampler("ascent", problem.distributions, problem.point(0.5), seed=3))
-    told = {0.8: {"error": 0.02}, 0.2: {"error": 0.02}, 0.1: {"estimate": 0.58, "rival": 0}}
+    known: dict[str, float] = {} if error is None else {"error": error}
+    told = {0.8: {"error": 0.02}, 0.2: known, 0.1: {"estimate": 0.58, "rival": 0}}
     store.plan(
         PlannedBaseline(f"{at}", problem.recipe(problem.point(at)), problem.point(at))
         for at in told
@@ -522,13 +530,14 @@ def test_all_legs_of_many_workers_count_with_their_slopes(
     """Also those beyond which a climb has none, while the first has not come back."""
 
     class Many(Waiting):
-        size = LEGS + 20
+        size = CLIMBS * LEGS + 20
 
     store = make_store(tmp_path / "a.db", problem, "ascent")
     SearchLoop(store, problem, Budget(3)).run(LocalPool(lambda: Climbing(ridge)))
-    pool, room = Many(), 45
+    pool, room = Many(), CLIMBS * LEGS + 5
     with pytest.raises(EvomergeError, match="enough"):
-        SearchLoop(store, problem, Budget(None, items=3 + room * 40)).run(pool)
+        # Two trials without slopes would fit besides.
+        SearchLoop(store, problem, Budget(None, items=3 + room * 40 + 20)).run(pool)
     assert len(pool.jobs) == room
     assert all(job.leg is not None for job in pool.jobs)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -249,6 +251,22 @@ def test_scores_are_kept_whatever_a_leg_runs_into(
     assert (outcome.walk, outcome.no_slope) == (None, "out of memory: 2 GiB more are wanted")
     monkeypatch.undo()
     assert leg_at(worker, preparation, middle(preparation)).walk is not None
+
+
+def test_a_slope_that_is_no_number_is_no_step(
+    tmp_path: Path, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preparation = prepared(
+        tmp_path, family, merge_method="ties", genome={"weight": [0.1, 1.0], "density": 0.5}
+    )
+    worker, at = worker_of(preparation), middle(preparation)
+    numbers = iter([math.inf, -math.inf, math.nan] * 1000)
+    monkeypatch.setattr("evomerge.merging.pullback._dot", lambda *_: next(numbers))
+    outcome = leg_at(worker, preparation, at)
+    assert outcome.scores is not None
+    assert outcome.walk is None
+    assert outcome.no_slope is not None
+    assert re.fullmatch(r"the slope along weight/\w+ is nan, no finite number", outcome.no_slope)
 
 
 def test_a_model_in_bfloat16(tmp_path: Path, family: Family) -> None:

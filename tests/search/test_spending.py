@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from evomerge.cli.planned import spending_words
-from evomerge.search.budget import Budget, nobody
-from evomerge.search.pool import LocalPool, Outcome
+from evomerge.search.budget import Budget, cost, nobody
+from evomerge.search.evaluator import CandidateEvaluator
+from evomerge.search.pool import Job, LocalPool, Outcome
 from evomerge.search.preparation import Preparation, prepare
 from evomerge.search.race import Race
 from evomerge.search.session import SearchOutcome, Session
@@ -213,30 +214,61 @@ def test_several_goals_compare_more_on_the_held_out_items(tmp_path: Path) -> Non
 def test_how_far_the_last_trial_may_go_beyond_its_share(
     tmp_path: Path, masked: Preparation
 ) -> None:
-    """By less than a trial; a first leg by less than its slopes and its score."""
+    """By less than a trial; a first leg, that may fail once, by less than its slopes and score."""
     climbing = prepared(tmp_path, search={"sampler": "ascent", "scan": False, "rungs": "none"})
     assert spending(masked, 20 * ITEMS).beyond == ITEMS - 1
     assert spending(climbing, 20 * ITEMS).beyond == ITEMS - 1
-    assert spending(climbing, 9 * ITEMS).search == 315, "of four baselines and a leg, 320"
-    assert spending(climbing, 9 * ITEMS).beyond == ITEMS - 1
+    assert spending(climbing, 9 * ITEMS).search == 315, "of 4 baselines, a failure, a leg: 360"
+    assert spending(climbing, 9 * ITEMS).beyond == 360 - 315
+    assert spending(climbing, 10 * ITEMS).beyond == ITEMS - 1, "350 of 360"
     few = spending(climbing, 5 * ITEMS)
-    assert (few.search, few.beyond) == (175, 320 - 175)
-    assert spending(climbing, 4 * ITEMS).beyond == 4 * ITEMS - 1
-    assert spending(climbing, 100, raced=100).beyond == 0, "nothing is begun"
-    assert "175 of 200 items, its last trial up to 145 more; the race of the finalists has the" in (
-        spending_words(few, 200)
-    )
-    assert "rest, at least 0: all of them might need" in spending_words(few, 200)
+    assert (few.search, few.beyond, few.least) == (175, 159, 0)
+    words = spending_words(few, 200)
+    assert "175 of 200 items, its last trial up to 159 more; the race of the finalists has" in words
+    assert "rest, at least 0: all of them might need" in words
+    assert spending(climbing, 4 * ITEMS).beyond == ITEMS - 1, "the last one is a baseline"
+    stopped = prepared(tmp_path, search={"sampler": "ascent", "scan": False, "rungs": [0.5]})
+    assert spending(stopped, 1).beyond == ITEMS - 1, "the last one is the base"
+    assert spending(stopped, 2 * ITEMS).beyond == 4 * ITEMS - 1
 
 
+def test_the_plan_of_a_study_that_goes_on(tmp_path: Path) -> None:
+    climbing = prepared(tmp_path, search={"sampler": "ascent", "scan": False, "rungs": "none"})
+    over = spending(climbing, 1000, raced=100, scored=900)
+    assert (over.search, over.beyond, over.least) == (775, 0, 0)
+    words = spending_words(over, 1000)
+    told = "775 of 1000 items (its trials have scored 900, earlier races 100); the race of the"
+    assert told in words
+    assert "the rest, at least 0: all" in words
+    short = spending(climbing, 1000, raced=950)
+    assert (short.search, short.race, short.beyond, short.least) == (0, 50, 0, 50)
+    spent = spending(climbing, 1000, raced=100, scored=800)
+    assert (spent.search, spent.beyond, spent.least) == (775, 0, 100)
+    going = spending(climbing, 1000, raced=100, scored=700)
+    assert (going.search, going.beyond, going.least) == (775, ITEMS - 1, 125 - ITEMS + 1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
 def test_a_first_leg_goes_as_far_beyond_as_is_told(
-    tmp_path: Path, store: StudyStore, run: Run
+    tmp_path: Path, store: StudyStore, run: Run, fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     climbing = prepared(tmp_path, search={"sampler": "ascent", "scan": False, "rungs": "none"})
-    plan = spending(climbing, 5 * ITEMS)
-    _, scored = run(climbing, trials=None, items=5 * ITEMS)
-    assert plan.search is not None
-    assert plan.search < scored["search"] <= plan.search + plan.beyond
+    score = CandidateEvaluator.run
+
+    def failing(self: CandidateEvaluator, job: Job) -> Outcome:
+        if fails and job.key == len(climbing.baselines):
+            return Outcome(job, failure="out of memory")
+        return score(self, job)
+
+    monkeypatch.setattr(CandidateEvaluator, "run", failing)
+    plan = spending(climbing, 6 * ITEMS)
+    run(climbing, trials=None, items=6 * ITEMS)
+    assert plan.search == 6 * ITEMS - 30
+    records = store.records()
+    assert [one.state for one in records if one.leg] == ["failed"] * fails + ["complete"]
+    scored = sum(cost(one, ITEMS) for one in records)
+    assert scored == (8 + fails) * ITEMS
+    assert plan.search < scored <= plan.search + plan.beyond
 
 
 def test_models_that_floors_hang_on_are_scored_on_the_held_out_items(tmp_path: Path) -> None:
@@ -255,5 +287,7 @@ def test_models_that_floors_hang_on_are_scored_on_the_held_out_items(tmp_path: P
     many = prepared(tmp_path, tasks=tasks, models=models)
     assert len(many.baselines) == 6
     assert spending(many).holdout == (1 + 6) * 90
+    plain = [{**task, "min": 0.1} for task in tasks]
+    assert spending(prepared(tmp_path, tasks=plain, models=models)).holdout == (1 + 3) * 90
     base = [{**task, "min": "base - 0.1"} for task in tasks]
     assert spending(prepared(tmp_path, tasks=base, models=models)).holdout == (1 + 4) * 90
