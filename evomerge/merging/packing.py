@@ -17,45 +17,67 @@ _RANGE = 28  # bits below the largest magnitude's that are looked at: 32 halving
 _LONGEST = 12  # bits of an index; more leave a magnitude so few that all rows are doubtful
 
 
-def packed_ranks(sizes: torch.Tensor) -> torch.Tensor:
-    """Ascending ranks from 0 within each row, equal magnitudes by index.
+class PackedRanks:
+    """Ranks magnitudes within rows, in memory that is taken once: asked for again and again, it
+    would be given back to the system and taken from it each time, page by page.
 
     Args:
-        sizes: magnitudes: float32, at least 0, no NaN, contiguous, shape [rows, row] with
-            ``(row - 1).bit_length() + 31 <= 63``, on a CPU.
-
-    Returns:
-        int32, of the same shape.
+        elements: as many as are ranked at a time, at most.
+        row: the length of a row, with ``(row - 1).bit_length() + 31 <= 63``.
     """
-    bits = sizes.numpy().view(np.int32)
-    shift = (bits.shape[1] - 1).bit_length()
-    if bits.size == 0 or shift > _LONGEST:
-        return _entered(_by_all(bits))
-    order, doubtful = _by_highest(sizes.numpy(), shift)
-    if len(doubtful):
-        wrong = doubtful[_unsorted(sizes[doubtful], torch.from_numpy(order[doubtful]))]
-        if len(wrong):
-            order[wrong] = _by_all(bits[wrong])
-    return _entered(order)
 
+    def __init__(self, elements: int, row: int) -> None:
+        self._shift = (row - 1).bit_length()
+        # A row's index takes what 32 bits leave; the bits of a magnitude below that are lost.
+        self._lost = max(_RANGE - (32 - self._shift), 0)
+        shape = (-(-elements // row), row)
+        self._keys, self._ranks = np.empty(shape, np.uint32), np.empty(shape, np.int32)
+        self._order, self._index = np.empty(shape, np.int64), np.arange(row, dtype=np.uint32)
 
-def _by_highest(sizes: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows' ascending order (int64) by the highest bits; rows that other bits may have a say in."""
-    bits = sizes.view(np.int32)
-    low = max(_RANGE - (32 - shift), 0)
-    floor = np.int32(max(int(bits.max()) - (1 << _RANGE) + 1, 0))
-    # What is between 0 and the floor comes to lie with 0. (0 less 1 is the largest there is.)
-    lost = (np.bitwise_or.reduce(bits, axis=1) & ((1 << low) - 1)) != 0
-    lost |= (bits - np.int32(1)).view(np.uint32).min(axis=1) < max(int(floor) - 1, 0)
-    keys = np.maximum(sizes, floor.view(np.float32)).view(np.int32)
-    keys -= floor
-    keys >>= low
-    packed = keys.view(np.uint32)
-    packed <<= shift
-    packed |= np.arange(bits.shape[1], dtype=np.uint32)
-    packed.sort(axis=1)
-    packed &= (1 << shift) - 1
-    return packed.astype(np.int64), np.flatnonzero(lost)
+    def of(self, sizes: torch.Tensor) -> np.ndarray:
+        """Ascending ranks from 0 within each row, equal magnitudes by index.
+
+        Args:
+            sizes: magnitudes: float32, at least 0, no NaN, contiguous, shape [rows, row], on a CPU.
+
+        Returns:
+            int32, of the same shape; the caller's until the next call.
+        """
+        rows = len(sizes)
+        order, ranks = self._order[:rows], self._ranks[:rows]
+        bits = sizes.numpy().view(np.int32)
+        if bits.size and self._shift <= _LONGEST:
+            doubtful = self._by_highest(bits, self._keys[:rows], order)
+            if len(doubtful):
+                wrong = doubtful[_unsorted(sizes[doubtful], torch.from_numpy(order[doubtful]))]
+                if len(wrong):
+                    order[wrong] = _by_all(bits[wrong])
+        else:
+            order[:] = _by_all(bits)
+        counter = torch.from_numpy(self._index.view(np.int32)).expand_as(sizes)
+        torch.from_numpy(ranks).scatter_(1, torch.from_numpy(order), counter)
+        return ranks
+
+    def _by_highest(self, bits: np.ndarray, keys: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Enter rows' ascending order by the highest bits; the rows that others may have a say in.
+
+        A key is a magnitude above a floor, without the bits that are lost, and behind it the index.
+        """
+        unit = 1 << self._lost
+        floor = max((int(bits.max()) - (1 << _RANGE) + unit) // unit * unit, 0)
+        doubtful = (np.bitwise_or.reduce(bits, axis=1) & (unit - 1)) != 0
+        # What is between 0 and the floor comes to lie with 0. (0 less 1 is the largest there is.)
+        np.subtract(bits, np.int32(1), out=keys.view(np.int32))
+        doubtful |= keys.min(axis=1) < max(floor - 1, 0)
+        np.maximum(bits, np.int32(floor), out=keys.view(np.int32))
+        keys <<= self._shift - self._lost
+        if self._lost:
+            keys &= np.uint32((-1 << self._shift) % (1 << 32))
+        keys += self._index - np.uint32((floor << (self._shift - self._lost)) % (1 << 32))
+        keys.sort(axis=1)
+        keys &= np.uint32((1 << self._shift) - 1)
+        np.copyto(order, keys)
+        return np.flatnonzero(doubtful)
 
 
 def _unsorted(sizes: torch.Tensor, order: torch.Tensor) -> np.ndarray:
@@ -72,9 +94,3 @@ def _by_all(bits: np.ndarray) -> np.ndarray:
     keys.sort(axis=1)
     keys &= (1 << shift) - 1
     return keys
-
-
-def _entered(order: np.ndarray) -> torch.Tensor:
-    ranks = torch.empty(order.shape, dtype=torch.int32)
-    counter = torch.arange(ranks.shape[1], dtype=torch.int32).expand_as(ranks)
-    return ranks.scatter_(1, torch.from_numpy(order), counter)

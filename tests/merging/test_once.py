@@ -34,6 +34,23 @@ def test_ranks_are_those_of_a_stable_sort_whatever_the_bits(row: int, kind: str)
     assert torch.equal(_ranks(sizes), expected)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("row", [200, 1000])
+def test_ranks_are_the_same_however_many_threads_share_the_rows(row: int, threads: int) -> None:
+    """Among them rows that the packed bits decide, and such as they leave open."""
+    chance = torch.Generator().manual_seed(row)
+    sizes = torch.rand((700, row), generator=chance).to(torch.bfloat16).float()
+    close = 1 + torch.randint(0, 40, (70, row), generator=chance) * 2.0**-23
+    sizes[::10] = close
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = _ranks(sizes)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, sizes.argsort(dim=1, stable=True).argsort(dim=1))
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "float32", "ascending", "lump", "equal"])
 @pytest.mark.parametrize("numel", [1, 2, 4097, 300_001])
 def test_a_selection_is_that_of_a_stable_sort_whatever_the_sample_says(
