@@ -18,6 +18,7 @@ import torch
 
 from evomerge.checkpoints.files import adapter_file, read_json
 from evomerge.checkpoints.folders import ADAPTER_CONFIG
+from evomerge.checkpoints.joined import Loaded, Stack, wrapped
 from evomerge.checkpoints.weights import Entry, WeightFiles
 from evomerge.errors import CheckpointError, Fault
 
@@ -30,23 +31,29 @@ _PART = re.compile(
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
     "lora_ga_config": (None,),
     "arrow_config": (None,),
 }
 _ADVICE = "merge the adapter into the model (merge_and_unload) and save that"
+_CUT = "which is stored in another cut, in several tensors or as a part of one"
 # The others start by changing the base model's weights, so that W is not what the base stores.
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass
 class _Target:
-    """What an adapter holds for one tensor: names of its own tensors by part."""
+    """What an adapter holds for one tensor: names of its own tensors by part.
 
+    ``trained`` is what it was trained on: a layer, or a parameter, of which the tensor may be a
+    part (``stack``).
+    """
+
+    trained: str
     parts: dict[str, str] = field(default_factory=dict)
     embedding: bool = False
     replacement: str | None = None
+    stack: Stack | None = None
     scale: float = 0.0
 
 
@@ -57,8 +64,8 @@ class Adapter:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``).
         base: the tensors of the model that it is for.
         shared: gives the stored tensor that one which is not stored shares its values with.
-        loaded: gives by the names of the loaded model's parameters the stored tensors that they
-            are, None for one that is stored in several tensors or as a part of one.
+        loaded: gives the model as transformers loads it, None where that is not known; asked only
+            for an adapter with names of its own.
 
     Raises:
         CheckpointError: it is no LoRA adapter, or does not fit the model, or needs what is not
@@ -70,7 +77,7 @@ class Adapter:
         folder: Path,
         base: Mapping[str, Entry],
         shared: Callable[[str], str | None],
-        loaded: Callable[[], Mapping[str, str | None]],
+        loaded: Callable[[], Loaded | None],
     ) -> None:
         self.folder = folder
         self.config = read_json(folder / ADAPTER_CONFIG)
@@ -108,8 +115,11 @@ class Adapter:
         work = torch.promote_types(dtype, torch.float32)
         if target.replacement is not None:
             tensor = self.weights.view(target.replacement)
-        parts = {part: self.weights.view(own).to(work) for part, own in target.parts.items()}
         result = tensor.to(work, copy=True)
+        if target.stack is not None:
+            a, b = (self.weights.view(target.parts[part]) for part in "AB")
+            return result.add_(target.stack.change(a, b, work), alpha=target.scale).to(dtype)
+        parts = {part: self.weights.view(own).to(work) for part, own in target.parts.items()}
         if "bias" in parts:
             result += parts["bias"] * target.scale
         if "B" not in parts:
@@ -127,15 +137,21 @@ class Adapter:
     def _read_targets(
         self, base: Mapping[str, Entry], shared: Callable[[str], str | None]
     ) -> dict[str, _Target]:
-        targets: dict[str, _Target] = {}
-        faults = []
+        stacks, stackless = self._stacks()
+        targets = {name: target for several in stacks.values() for name, target in several.items()}
+        faults = [
+            Fault(f"{self.folder}: {own}", f"belongs to {parameter}, {_CUT}; {_ADVICE}")
+            for own, parameter in stackless.items()
+        ]
         for own in self.weights.entries:
+            if own in stacks or own in stackless:
+                continue
             wanted, part = _meaning(own.removeprefix(_PREFIX))
             name = self._stored_name(wanted, base)
             if name is None:
                 faults.append(self._stray(own, wanted, shared(wanted)))
                 continue
-            target = targets.setdefault(name, _Target())
+            target = targets.setdefault(name, _Target(name.rpartition(".")[0]))
             if part is None:
                 target.replacement = own
                 continue
@@ -143,18 +159,49 @@ class Adapter:
             target.parts[part] = own
         if faults:
             raise CheckpointError(faults[:10])
-        for name, target in targets.items():
-            target.scale = self._scale(name, target, targets)
+        for target in targets.values():
+            target.scale = self._scale(target, targets)
         return targets
+
+    def _stacks(self) -> tuple[dict[str, dict[str, _Target]], dict[str, str]]:
+        """By factor of a parameter what it changes, and those whose parameters have no places."""
+        found: dict[str, dict[str, _Target]] = {}
+        stackless: dict[str, str] = {}
+        chosen = self.config.get("target_parameters") or []
+        loaded = self._loaded() if chosen else None
+        if loaded is None:
+            if chosen:
+                place = f"{self.folder / ADAPTER_CONFIG}: target_parameters"
+                problem = f"{chosen!r} of a model that cannot be built here; {_ADVICE}"
+                raise CheckpointError([Fault(place, problem)])
+            return found, stackless
+        factors = {own: _PART.match(own.removeprefix(_PREFIX)) for own in self.weights.entries}
+        modules = {
+            own: one["module"]
+            for own, one in factors.items()
+            if one is not None and one["part"] in ("lora_A", "lora_B") and one["end"] != ".bias"
+        }
+        changed: dict[str, dict[str, _Target]] = {}
+        for own, parameter in wrapped(modules, chosen, list(loaded.shapes)).items():
+            if parameter not in changed:
+                stacks = loaded.parts(parameter)
+                changed[parameter] = {n: _Target(parameter, stack=s) for n, s in stacks.items()}
+            if not changed[parameter]:
+                stackless[own] = parameter
+                continue
+            found[own] = changed[parameter]
+            for target in changed[parameter].values():
+                target.parts["A" if ".lora_A" in own else "B"] = own
+        return found, stackless
 
     def _stray(self, own: str, wanted: str, shared: str | None) -> Fault:
         place = f"{self.folder}: {own}"
         if shared is not None:
             why = "changes the output head alone, which the model shares with its embeddings"
             return Fault(place, f"{why}; such an adapter is not supported")
-        if wanted in self._loaded():
-            why = "which is stored in another cut, in several tensors or as a part of one"
-            return Fault(place, f"belongs to {wanted}, {why}; {_ADVICE}")
+        loaded = self._loaded()
+        if loaded is not None and wanted in loaded.stored:
+            return Fault(place, f"belongs to {wanted}, {_CUT}; {_ADVICE}")
         return Fault(place, f"belongs to {wanted}, which the model does not have")
 
     def _stored_name(self, wanted: str, base: Mapping[str, Entry]) -> str | None:
@@ -162,18 +209,20 @@ class Adapter:
         if wanted in base:
             return wanted
         loaded = self._loaded()
-        return loaded[wanted] if wanted in loaded else _counterpart(wanted, base)
+        stored = {} if loaded is None else loaded.stored
+        return stored[wanted] if wanted in stored else _counterpart(wanted, base)
 
-    def _scale(self, name: str, target: _Target, targets: Mapping[str, _Target]) -> float:
-        module = name.rpartition(".")[0]
-        lower = target.parts.get("A") or targets.get(f"{module}.weight", target).parts.get("A")
+    def _scale(self, target: _Target, targets: Mapping[str, _Target]) -> float:
+        trained = target.trained
+        lower = target.parts.get("A") or targets.get(f"{trained}.weight", target).parts.get("A")
         if lower is None:
             return 0.0
         # The rank is A's own height; the configuration's r and rank_pattern only repeat it.
         rank = self.weights.entries[lower].shape[0]
+        rank //= 1 if target.stack is None else target.stack.experts
         alpha = float(self.config.get("lora_alpha", 8))
         for pattern, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if re.match(rf"(.*\.)?({pattern})$", trained):
                 alpha = float(value)
                 break
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
@@ -198,6 +247,8 @@ class Adapter:
             return None
         if not {"A", "B"} <= set(shapes):
             return f"has {', '.join(sorted(shapes))} but not both A and B"
+        if target.stack is not None:
+            return target.stack.misfit(shapes["A"], shapes["B"])
         if any(len(shape) != 2 for shape in (shapes["A"], shapes["B"], entry.shape)):
             return "is no matrix; adapters of convolutions are not supported"
         if "magnitude" in shapes and target.embedding:

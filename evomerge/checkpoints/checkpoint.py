@@ -13,6 +13,7 @@ from evomerge.checkpoints.aligning import align
 from evomerge.checkpoints.configuration import counted_layers, read_config, text_section
 from evomerge.checkpoints.fingerprints import sha256_of
 from evomerge.checkpoints.folders import locate, parsed
+from evomerge.checkpoints.joined import Loaded
 from evomerge.checkpoints.living import (
     empty_model,
     has_tied_head,
@@ -65,7 +66,7 @@ class Checkpoint:
         self.config = read_config(folder, reference)
         self._fingerprint: str | None = None
         weights = find_weights(folder)
-        self._stored = StoredTensors(weights, self._has_tied_head, adapter_folder, self._place)
+        self._stored = StoredTensors(weights, self._has_tied_head, adapter_folder, self._loaded)
         if adapter_folder is not None and "vocab_size" in self.config:
             self.config["vocab_size"] = self.vocab_size
 
@@ -294,6 +295,10 @@ class Checkpoint:
 
     def _place(self, shapes: Shapes) -> Placements | None:
         return None if self._empty is None else placements(self._empty, shapes)
+
+    def _loaded(self, shapes: Shapes) -> Loaded | None:
+        placed, model = self._place(shapes), self._empty
+        return None if placed is None or model is None else Loaded.of(model, placed)
 
     def _has_tied_head(self) -> bool:
         return has_tied_head(self.config, self.folder, str(self.reference), self.trust_remote_code)

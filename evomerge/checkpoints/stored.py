@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from evomerge.checkpoints.adapters import Adapter
-from evomerge.checkpoints.placing import Placements, Shapes
+from evomerge.checkpoints.joined import Loaded
+from evomerge.checkpoints.placing import Shapes
 from evomerge.checkpoints.sharing import CAN_SHARE, Shared
 from evomerge.checkpoints.tying import is_rebuilt, may_be_tied, tied_to
 from evomerge.checkpoints.weights import Entry, WeightFiles
@@ -22,8 +23,8 @@ class StoredTensors:
         weights: the model's files.
         tied_head: tells whether the output head is the input embedding; asked only if it matters.
         adapter_folder: of an adapter to add.
-        loaded: where tensors of some shapes stand in the loaded model, if that is known; asked
-            only for an adapter with names of its own.
+        loaded: the loaded model of tensors of some shapes, if that is known; asked only for an
+            adapter with names of its own.
 
     Attributes:
         entries: shapes and types by name, numbers in natural order (layer 2 before layer 10).
@@ -37,7 +38,7 @@ class StoredTensors:
         weights: WeightFiles,
         tied_head: Callable[[], bool],
         adapter_folder: Path | None = None,
-        loaded: Callable[[Shapes], Placements | None] = lambda _: None,
+        loaded: Callable[[Shapes], Loaded | None] = lambda _: None,
     ) -> None:
         self.weights = weights
         self._tied_head = tied_head
@@ -47,7 +48,7 @@ class StoredTensors:
         if adapter_folder is not None:
             shapes = self.shapes
             self.adapter = Adapter(
-                adapter_folder, self.entries, self.shared, lambda: _by_parameter(loaded(shapes))
+                adapter_folder, self.entries, self.shared, lambda: loaded(shapes)
             )
             for name in self.adapter.names:
                 self.entries[name] = self.adapter.entry(name, self.entries[name])
@@ -142,16 +143,6 @@ class StoredTensors:
         if always is None and not self._tied_head():
             return False
         return torch.equal(self.weights.view(name), self.weights.view(source))
-
-
-def _by_parameter(placed: Placements | None) -> dict[str, str | None]:
-    """By parameter of the loaded model the stored tensor that it is; None if it is not just one."""
-    if placed is None:
-        return {}
-    found: dict[str, str | None] = {}
-    for name, place in placed.places.items():
-        found[place.parameter] = name if place.part is None else None
-    return found | {name: None for one in placed.conversions for name in one.targets}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -80,6 +80,12 @@ def _opt() -> Any:
     )
 
 
+def _gpt_oss() -> Any:
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 8}
+    layers = {"layer_types": ["full_attention"] * 3}
+    return hf.GptOssForCausalLM(hf.GptOssConfig(**_TEXT, **experts, **layers))
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_TEXT)),
     "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_HEADS, tie_word_embeddings=True)),
@@ -103,7 +109,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 LAYERS = 3
 
-OTHERS: dict[str, Callable[[], Any]] = {"deepseek": _deepseek, "opt": _opt}
+OTHERS: dict[str, Callable[[], Any]] = {"deepseek": _deepseek, "opt": _opt, "gpt_oss": _gpt_oss}
 """Kinds for single tests."""
 
 

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError
 from evomerge.merging import MergeEngine
 from evomerge.recipe import Recipe
 from tests.merging.kinds import logits, write_kind
-from tests.merging.worlds import Family
+from tests.merging.worlds import Family, rewrite
+
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 
 def adapt(family: Family, folder: Path, **options: Any) -> torch.Tensor:
@@ -37,6 +40,22 @@ def adapt(family: Family, folder: Path, **options: Any) -> torch.Tensor:
         ("mixtral", {"target_modules": ["q_proj", "v_proj"]}),
         ("llava", {"target_modules": ["q_proj", "linear_1", "fc1"]}),
         ("gemma3_vision", {"target_modules": ["q_proj", "down_proj"]}),
+        (
+            "mixtral",
+            {
+                "target_modules": ["q_proj"],
+                "target_parameters": [GATE_UP, DOWN],
+                "alpha_pattern": {"1.mlp.experts.down_proj": 7},
+                "rank_pattern": {GATE_UP: 3},
+            },
+        ),
+        ("mixtral", {"target_modules": [], "target_parameters": [DOWN], "use_rslora": True}),
+        ("qwen3_moe", {"target_modules": [], "target_parameters": [GATE_UP, DOWN]}),
+        ("qwen3_vl_moe", {"target_modules": ["q_proj"], "target_parameters": [DOWN, GATE_UP]}),
+        (
+            "gpt_oss",  # experts are stored in × out, in one stack
+            {"target_modules": ["o_proj"], "target_parameters": [GATE_UP, DOWN, "router.weight"]},
+        ),
     ],
 )
 def test_an_adapted_model_is_merged(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -66,9 +85,36 @@ def test_an_adapter_of_a_part_of_a_stored_tensor_is_refused(tmp_path: Path) -> N
     assert "o_proj" not in told
 
 
-def test_an_adapter_of_joined_experts_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_experts_that_are_stored_in_one_stack(tmp_path: Path) -> None:
     family = write_kind("mixtral", tmp_path)
-    experts = ["mlp.experts.gate_up_proj"]
-    adapt(family, tmp_path / "lora", target_modules=["q_proj"], target_parameters=experts)
-    with pytest.raises(CheckpointError, match=r"target_parameters: .*merge_and_unload"):
-        Checkpoint.open(f"{family.base}+{tmp_path / 'lora'}")
+    adapt(family, tmp_path / "lora", target_modules=[], target_parameters=[GATE_UP, DOWN])
+    apart = Checkpoint.open(f"{family.base}+{tmp_path / 'lora'}").load_model()
+    loaded = Checkpoint.open(str(family.base)).load_model()
+    rewrite(family.base, {name: one.detach() for name, one in loaded.named_parameters()})
+    together = Checkpoint.open(f"{family.base}+{tmp_path / 'lora'}")
+    assert f"model.layers.0.{DOWN}" in together.names
+    live = together.load_model().state_dict()
+    for name, tensor in apart.state_dict().items():
+        assert torch.allclose(live[name], tensor, rtol=1e-6, atol=1e-6), name
+
+
+def test_factors_that_fit_no_stack_are_refused(tmp_path: Path) -> None:
+    """All at once: a factor is missing, one is of other experts, one of no parameter."""
+    family, folder = write_kind("mixtral", tmp_path), tmp_path / "lora"
+    adapt(family, folder, target_modules=[], target_parameters=[DOWN])
+    factors = load_file(folder / "adapter_model.safetensors")
+    of_layer = "base_model.model.model.layers.{}.mlp.experts.lora_{}.weight".format
+    del factors[of_layer(0, "A")]
+    factors[of_layer(1, "A")] = factors[of_layer(1, "A")][:4].clone()
+    save_file(factors, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(f"{family.base}+{folder}")
+    told = str(caught.value)
+    assert "layers.0.block_sparse_moe.experts.0.w2.weight: has B but not both A and B" in told
+    fit = "B [16, 6] and A [4, 24] do not fit the parameter's [3, 16, 24]"
+    assert f"layers.1.block_sparse_moe.experts.0.w2.weight: {fit}" in told
+    assert "layers.2" not in told
+    inner = of_layer(2, "A").replace("lora_A", "base_layer.lora_A")
+    save_file({inner: factors[of_layer(2, "A")]}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"base_layer\.lora_A\.weight: belongs to .*experts"):
+        Checkpoint.open(f"{family.base}+{folder}")
