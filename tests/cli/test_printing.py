@@ -9,6 +9,9 @@ import subprocess
 
 import pytest
 
+from evomerge.cli.searching import Display
+from evomerge.search.budget import Progress
+from evomerge.search.records import TrialRecord
 from tests.cli.worlds import EVOMERGE, World, run, said, strict_json, table, told
 
 
@@ -38,6 +41,24 @@ def test_names_in_brackets_are_no_markup(bracketed: World) -> None:
     assert checked.exit_code == 0
     for words in ("│ add[bold] ", "weight/add[bold]/0", "only add[bold]", "only most:key:"):
         assert words in said(checked), words
+
+
+def test_a_line_tells_whose_recipe_a_baseline_has_and_when_it_was_stopped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    twin = TrialRecord(4, "baseline", "complete", 0.5, label="uniform × 2", twin=1)
+    stopped = TrialRecord(5, "baseline", "pruned", label="only a", estimate=0.3, items=400)
+    failed = TrialRecord(6, "baseline", "failed", label="only [b]", failure="out of [memory]")
+    searched = TrialRecord(7, "search", "complete", 0.4)
+    display = Display()
+    for record in (twin, stopped, failed, searched):
+        display.observe(record, Progress(4, 9, None, None, 1.0, None))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "4 uniform × 2 0.5000 baseline 0.00 s, the recipe of trial 1",
+        "5 only a ~0.3000 baseline 0.00 s, stopped after 400 items",
+        "only [b] failed: out of [memory]",
+    ]
 
 
 def test_a_tag_that_closes_nothing_is_no_markup(world: World) -> None:
