@@ -18,7 +18,7 @@ import torch
 
 from evomerge.checkpoints.files import adapter_file, read_json
 from evomerge.checkpoints.folders import ADAPTER_CONFIG
-from evomerge.checkpoints.joined import Loaded, Stack, wrapped
+from evomerge.checkpoints.joined import Loaded, Stack, unwrapped, wrapped
 from evomerge.checkpoints.weights import Entry, WeightFiles
 from evomerge.errors import CheckpointError, Fault
 
@@ -45,8 +45,8 @@ _INITS = (True, False, "gaussian", "eva", "orthogonal")
 class _Target:
     """What an adapter holds for one tensor: names of its own tensors by part.
 
-    ``trained`` is what it was trained on: a layer, or a parameter, of which the tensor may be a
-    part (``stack``).
+    ``trained`` is what it was trained on, by the adapter's own name: a layer, or a parameter, of
+    which the tensor may be a part (``stack``).
     """
 
     trained: str
@@ -118,7 +118,8 @@ class Adapter:
         result = tensor.to(work, copy=True)
         if target.stack is not None:
             a, b = (self.weights.view(target.parts[part]) for part in "AB")
-            return result.add_(target.stack.change(a, b, work), alpha=target.scale).to(dtype)
+            target.stack.add(result, a, b, target.scale)
+            return result.to(dtype)
         parts = {part: self.weights.view(own).to(work) for part, own in target.parts.items()}
         if "bias" in parts:
             result += parts["bias"] * target.scale
@@ -151,7 +152,7 @@ class Adapter:
             if name is None:
                 faults.append(self._stray(own, wanted, shared(wanted)))
                 continue
-            target = targets.setdefault(name, _Target(name.rpartition(".")[0]))
+            target = targets.setdefault(name, _Target(wanted.rpartition(".")[0]))
             if part is None:
                 target.replacement = own
                 continue
@@ -159,8 +160,8 @@ class Adapter:
             target.parts[part] = own
         if faults:
             raise CheckpointError(faults[:10])
-        for target in targets.values():
-            target.scale = self._scale(target, targets)
+        for name, target in targets.items():
+            target.scale = self._scale(name, target, targets)
         return targets
 
     def _stacks(self) -> tuple[dict[str, dict[str, _Target]], dict[str, str]]:
@@ -212,9 +213,9 @@ class Adapter:
         stored = {} if loaded is None else loaded.stored
         return stored[wanted] if wanted in stored else _counterpart(wanted, base)
 
-    def _scale(self, target: _Target, targets: Mapping[str, _Target]) -> float:
-        trained = target.trained
-        lower = target.parts.get("A") or targets.get(f"{trained}.weight", target).parts.get("A")
+    def _scale(self, name: str, target: _Target, targets: Mapping[str, _Target]) -> float:
+        weight = f"{name.rpartition('.')[0]}.weight"
+        lower = target.parts.get("A") or targets.get(weight, target).parts.get("A")
         if lower is None:
             return 0.0
         # The rank is A's own height; the configuration's r and rank_pattern only repeat it.
@@ -222,7 +223,7 @@ class Adapter:
         rank //= 1 if target.stack is None else target.stack.experts
         alpha = float(self.config.get("lora_alpha", 8))
         for pattern, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", trained):
+            if re.match(rf"(.*\.)?({pattern})$", target.trained):
                 alpha = float(value)
                 break
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
@@ -284,8 +285,8 @@ def _meaning(own: str) -> tuple[str, str | None]:
     """The model's tensor that an adapter's tensor is about, and its part; None is the whole."""
     found = _PART.match(own)
     if found is None:
-        return re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", own), None
-    module, part, end = found["module"], found["part"], found["end"]
+        return unwrapped(re.sub(r"\.modules_to_save(\.default)?\.", ".", own)), None
+    module, part, end = unwrapped(found["module"]), found["part"], found["end"]
     if part == "lora_B" and end == ".bias":
         return f"{module}.bias", "bias"
     if part == "lora_magnitude_vector":

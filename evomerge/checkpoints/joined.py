@@ -7,14 +7,16 @@ an expert's matrix, a part of one, or all of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from evomerge.checkpoints.placing import Part, Placements
 
-_INNER = ".base_layer"
+_WRAPPED = re.compile(r"\.base_layer(?=\.|$)")
+_DEPTH = re.compile(r"(?:\.base_layer)*$")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Loaded:
 
     def parts(self, parameter: str) -> dict[str, Stack]:
         """By stored tensor its part of a parameter; empty where the values have no places."""
-        shape, turned = self.shapes[parameter], parameter in self.turned
+        shape = self.shapes[parameter]
+        # PEFT looks at several experts only: all else is out × in to it.
+        turned = parameter in self.turned and len(shape) == 3 and shape[0] > 1
         return {
             name: Stack(shape, turned, place.part)
             for name, place in self.placed.places.items()
@@ -92,27 +96,38 @@ class Stack:
                 return None
         return f"B {list(b)} and A {list(a)} do not fit the parameter's {list(self.shape)}"
 
-    def change(self, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """B·A of each expert, where the stored tensor stands; of its shape.
+    def add(self, stored: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+        """Add s·B·A of each expert to a stored tensor, in place.
 
         Args:
+            stored: contiguous, in the type of the arithmetic.
             a, b: the factors, as they are stored.
-            dtype: of the arithmetic.
+            scale: s.
         """
         a = a.reshape(self.experts, -1, a.shape[1])
         b = b.reshape(b.shape[0], -1, self.experts).permute(2, 0, 1)
-        each = self.shape[-2] * self.shape[-1]
         if self.part is None:
-            return self._product(a, b, dtype).reshape(self.shape)
+            whole = stored.view(self.experts, *self.shape[-2:])
+            self._add(whole, a, b, scale)
+            return
         size, stride, offset = self.part
+        each = self.shape[-2] * self.shape[-1]
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         first, end = offset // each, last // each + 1
-        product = self._product(a[first:end], b[first:end], dtype)
-        return product.as_strided(size, stride, offset - first * each)
+        change = stored.new_zeros(end - first, *self.shape[-2:])
+        self._add(change, a[first:end], b[first:end], scale)
+        stored += change.as_strided(size, stride, offset - first * each)
 
-    def _product(self, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        product = b.to(dtype) @ a.to(dtype)
-        return (product.transpose(1, 2) if self.turned else product).contiguous()
+    def _add(self, stack: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+        # Expert by expert: all factors in the arithmetic's type would be another adapter.
+        for mine, lower, upper in zip(stack, a, b, strict=True):
+            straight = mine.T if self.turned else mine
+            straight.addmm_(upper.to(stack.dtype), lower.to(stack.dtype), alpha=scale)
+
+
+def unwrapped(name: str) -> str:
+    """A name without what PEFT puts between a wrapper and what it wraps."""
+    return _WRAPPED.sub("", name)
 
 
 def wrapped(
@@ -137,8 +152,16 @@ def wrapped(
             named.setdefault(parameter.rpartition(".")[0], []).append(parameter)
     found = {}
     for factor, module in modules.items():
-        several = named.get(module.replace(_INNER, ""), [])
-        depth = module.count(_INNER)
+        several = named.get(_known(unwrapped(module), named), [])
+        depth = len(_DEPTH.search(module)[0]) // len(".base_layer")  # type: ignore[index]
         if depth < len(several):
             found[factor] = several[-1 - depth]
     return found
+
+
+def _known(module: str, known: Collection[str]) -> str:
+    """A module's name in the model: a prefix may have come or gone."""
+    if module in known:
+        return module
+    found = [one for one in known if one.endswith(f".{module}") or module.endswith(f".{one}")]
+    return found[0] if len(found) == 1 else module

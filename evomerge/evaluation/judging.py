@@ -108,8 +108,11 @@ class TaskItems:
         """Whether a metric is known to lie in [0, 1], whatever the answers."""
         if metric.name in SMOOTH and metric not in self.own_metrics:
             return SMOOTH[metric.name].share
-        mean_of_items = self.aggregation(metric) == "mean"
-        return metric.name in _SHARES and mean_of_items and judged_by_lm_eval(self.task)
+        if metric.name not in _SHARES or self.aggregation(metric) != "mean":
+            return False
+        listed = self.task.get_config("metric_list") or []
+        own = {one["metric"].__name__ for one in listed if callable(one.get("metric"))}
+        return metric.name not in own and judged_by_lm_eval(self.task)
 
     @cached_property
     def plain_choices(self) -> Choices | None:

@@ -174,13 +174,17 @@ def check_floors(space: SearchSpace, items: ItemSet, labels: Sequence[str]) -> N
 
 def _beyond(limit: Limit, request: TaskRequest) -> list[str]:
     """What is wrong with a limit that a metric in [0, 1] cannot come near: most often percent."""
-    lowest = 0.0 if limit.of is None else -1.0
-    if lowest <= limit.offset <= 1:
+    if _near(limit):
         return []
     told = f"{request.metric} of {request.task} lies between 0 and 1"
-    percent = Limit(limit.offset / 100, limit.of)
-    meant = f", such as {percent}" if lowest <= percent.offset <= 1 else ""
+    percent = Limit(float(f"{limit.offset / 100:.12g}"), limit.of)
+    meant = f", such as {percent}" if _near(percent) else ""
     return [f"{limit} is refused: {told}; write a share{meant}"]
+
+
+def _near(limit: Limit) -> bool:
+    """Whether a share may be on either side of it, or just reach it."""
+    return 0 <= limit.offset <= 1 if limit.of is None else abs(limit.offset) < 1
 
 
 def _wants_high(request: TaskRequest, items: ItemSet, space: SearchSpace) -> bool:

@@ -217,7 +217,7 @@ genome: {weight: [0.0, 1.0]}
 include_path: quickstart/tasks
 tasks:
   - {task: quickstart_add, items: 10, min: 60}
-  - {task: quickstart_most, items: 10, min: base - 2}
+  - {task: quickstart_most, items: 10, min: base - 1}
   - {task: quickstart_kinds, metric: gold_prob, items: 10, weight: -1, max: 101.5}
   - {task: quickstart_count, metric: bits_per_byte, items: 10, max: 60}
 """,
@@ -228,10 +228,12 @@ tasks:
     assert faults == {
         f"{space}:7: tasks[0].min": f"60 is refused: acc,none of quickstart_add {share}, such as "
         "0.6",
-        f"{space}:8: tasks[1].min": f"base - 2.0 is refused: acc,none of quickstart_most {share}, "
-        "such as base - 0.02",
+        f"{space}:8: tasks[1].min": f"base - 1.0 is refused: acc,none of quickstart_most {share}, "
+        "such as base - 0.01",
         f"{space}:9: tasks[2].max": f"101.5 is refused: gold_prob,none of quickstart_kinds {share}",
     }
-    right = space.read_text().replace("60}", "1}", 1).replace("- 2}", "- 1}").replace("101.5", "0")
+    right = (
+        space.read_text().replace("60}", "1}", 1).replace("- 1}", "- 0.9}").replace("101.5", "0")
+    )
     told = run("check", shared.write("within.yaml", right), "--json")
     assert strict_json(told.stdout)["floors"][0] == "quickstart_add acc >= 1"

@@ -356,3 +356,31 @@ def test_built_race_items_and_a_task_without(build: Build, folder: TaskFolder) -
     held_out = build(requests, part="holdout", holdout_items=6).samples[one]
     assert not set(items.samples[one]) & {*build(requests).samples[one], *held_out}
     assert len(build(requests, race_round=(1, 4), **options)) == 3
+
+
+def test_which_metrics_are_known_to_be_shares(build: Build, folder: TaskFolder) -> None:
+    """Means of right or wrong by lm-eval's own code; nothing that a task computes itself."""
+    (folder.path / "own.py").write_text(
+        "def exact_match(references, predictions, **_):\n    return 100.0\n\n"
+        "def judge(doc, results):\n    return {'acc': 60.0}\n"
+    )
+    worlds.add_writing(folder, "stock")
+    worlds.add_writing(folder, "percent", metric_list=worlds.metrics("PERCENT"))
+    percent = folder.path / "percent.yaml"
+    percent.write_text(percent.read_text().replace("PERCENT", "!function own.exact_match"))
+    worlds.add_writing(folder, "own", metric_list=worlds.metrics("acc"))
+    own = folder.path / "own.yaml"
+    own.write_text(own.read_text() + "process_results: !function own.judge\n")
+    worlds.add_last_word(folder, "word")
+    worlds.add_rolling(folder, "texts")
+    expected = {
+        TaskRequest("stock", MetricName("exact_match", "whole")): True,
+        TaskRequest("percent", MetricName("exact_match", "whole")): False,
+        TaskRequest("own", MetricName("acc", "whole")): False,
+        TaskRequest("word", MetricName("acc")): True,
+        TaskRequest("word", MetricName("perplexity")): False,
+        TaskRequest("word", MetricName("gold_loglikelihood")): False,
+        TaskRequest("texts", MetricName("bits_per_byte")): False,
+    }
+    items = build(list(expected))
+    assert [items.is_share(request) for request in items.requests] == list(expected.values())

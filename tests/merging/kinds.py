@@ -86,6 +86,19 @@ def _gpt_oss() -> Any:
     return hf.GptOssForCausalLM(hf.GptOssConfig(**_TEXT, **experts, **layers))
 
 
+def _one_expert() -> Any:
+    experts = {"num_local_experts": 1, "num_experts_per_tok": 1, "head_dim": 8}
+    layers = {"layer_types": ["full_attention"] * 3, "intermediate_size": 16}
+    return hf.GptOssForCausalLM(hf.GptOssConfig(**{**_TEXT, **experts, **layers}))
+
+
+def _jamba() -> Any:
+    experts = {"num_experts": 2, "num_experts_per_tok": 1}
+    mamba = {"mamba_d_state": 4, "mamba_d_conv": 2, "mamba_dt_rank": 4}
+    layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "tie_word_embeddings": False}
+    return hf.JambaForCausalLM(hf.JambaConfig(**{**_TEXT, **experts, **mamba, **layers}))
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_TEXT)),
     "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_HEADS, tie_word_embeddings=True)),
@@ -109,7 +122,13 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 LAYERS = 3
 
-OTHERS: dict[str, Callable[[], Any]] = {"deepseek": _deepseek, "opt": _opt, "gpt_oss": _gpt_oss}
+OTHERS: dict[str, Callable[[], Any]] = {
+    "deepseek": _deepseek,
+    "opt": _opt,
+    "gpt_oss": _gpt_oss,
+    "one_expert": _one_expert,
+    "jamba": _jamba,
+}
 """Kinds for single tests."""
 
 

@@ -20,8 +20,8 @@ from tests.merging.worlds import Family, rewrite
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 
-def adapt(family: Family, folder: Path, **options: Any) -> torch.Tensor:
-    """Write an adapter with random numbers for a base model; what peft's model then says."""
+def adapted(family: Family, folder: Path, **options: Any) -> Any:
+    """Write an adapter with random numbers for a base model; peft's model."""
     base = Checkpoint.open(str(family.base)).load_model()
     model = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, **options))
     with torch.random.fork_rng(), torch.no_grad():
@@ -30,7 +30,12 @@ def adapt(family: Family, folder: Path, **options: Any) -> torch.Tensor:
             if "lora_" in name:
                 parameter.normal_(std=0.3)
     model.save_pretrained(folder)
-    return logits(model)
+    return model
+
+
+def adapt(family: Family, folder: Path, **options: Any) -> torch.Tensor:
+    """The same; what peft's model says."""
+    return logits(adapted(family, folder, **options))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,18 @@ def adapt(family: Family, folder: Path, **options: Any) -> torch.Tensor:
         (
             "gpt_oss",  # experts are stored in × out, in one stack
             {"target_modules": ["o_proj"], "target_parameters": [GATE_UP, DOWN, "router.weight"]},
+        ),
+        (
+            "gpt_oss",  # a matrix is none of several experts'
+            {"target_modules": [], "target_parameters": ["gate_up_proj_bias", DOWN]},
+        ),
+        ("one_expert", {"target_modules": [], "target_parameters": [DOWN]}),
+        (
+            "llava",  # stored under another prefix than PEFT's
+            {
+                "target_modules": ["q_proj"],
+                "alpha_pattern": {"language_model.layers.1.self_attn.q_proj": 9},
+            },
         ),
     ],
 )
@@ -96,6 +113,50 @@ def test_an_adapter_of_experts_that_are_stored_in_one_stack(tmp_path: Path) -> N
     live = together.load_model().state_dict()
     for name, tensor in apart.state_dict().items():
         assert torch.allclose(live[name], tensor, rtol=1e-6, atol=1e-6), name
+
+
+def test_layers_within_a_module_of_which_a_parameter_is_adapted(tmp_path: Path) -> None:
+    family, folder = write_kind("jamba", tmp_path), tmp_path / "lora"
+    model = adapted(
+        family,
+        folder,
+        target_modules=["out_proj", "q_proj"],
+        target_parameters=["mamba.A_log", "experts.down_proj"],
+    )
+    factors = load_file(folder / "adapter_model.safetensors")
+    merged = model.merge_and_unload().state_dict()
+    found = Checkpoint.open(f"{family.base}+{folder}").load_model().state_dict()
+    base = Checkpoint.open(str(family.base)).load_model().state_dict()
+    for name, tensor in found.items():
+        expected = merged.get(name)
+        if expected is None:  # PEFT leaves the layers within as they are
+            module = name.removesuffix(".weight").replace("mamba.", "mamba.base_layer.")
+            a, b = (factors[f"base_model.model.{module}.lora_{part}.weight"] for part in "AB")
+            expected = base[name] + 2 * b @ a
+        assert torch.allclose(tensor, expected, rtol=1e-5, atol=1e-6), name
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, base[name])}
+    assert {
+        "model.layers.0.mamba.A_log",
+        "model.layers.0.mamba.out_proj.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.1.feed_forward.experts.down_proj",
+    } <= changed
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_an_adapter_of_the_model_with_another_head(head: bool, tmp_path: Path) -> None:
+    """PEFT's names have a prefix more, or one less, than those of the base."""
+    family, folder = write_kind("mixtral", tmp_path), tmp_path / "lora"
+    adapt(family, folder, target_modules=["q_proj"], target_parameters=[GATE_UP, DOWN])
+    expected = Checkpoint.open(f"{family.base}+{folder}")
+    file = folder / "adapter_model.safetensors"
+    own = "base_model.model."
+    before, after = (f"{own}model.", own) if head else (own, f"{own}wrapped.")
+    save_file({name.replace(before, after, 1): one for name, one in load_file(file).items()}, file)
+    found = Checkpoint.open(f"{family.base}+{folder}")
+    assert found.names == expected.names
+    for name in found.names:
+        assert torch.equal(found.tensor(name), expected.tensor(name)), name
 
 
 def test_factors_that_fit_no_stack_are_refused(tmp_path: Path) -> None:
