@@ -166,23 +166,23 @@ class Adapter:
 
     def _stacks(self) -> tuple[dict[str, dict[str, _Target]], dict[str, str]]:
         """By factor of a parameter what it changes, and those whose parameters have no places."""
-        found: dict[str, dict[str, _Target]] = {}
-        stackless: dict[str, str] = {}
-        chosen = self.config.get("target_parameters") or []
-        loaded = self._loaded() if chosen else None
+        chosen = self.config.get("target_parameters")
+        if not chosen:
+            return {}, {}
+        loaded = self._loaded()
         if loaded is None:
-            if chosen:
-                place = f"{self.folder / ADAPTER_CONFIG}: target_parameters"
-                problem = f"{chosen!r} of a model that cannot be built here; {_ADVICE}"
-                raise CheckpointError([Fault(place, problem)])
-            return found, stackless
+            place = f"{self.folder / ADAPTER_CONFIG}: target_parameters"
+            problem = f"{chosen!r} of a model that cannot be built here; {_ADVICE}"
+            raise CheckpointError([Fault(place, problem)])
         factors = {own: _PART.match(own.removeprefix(_PREFIX)) for own in self.weights.entries}
         modules = {
             own: one["module"]
             for own, one in factors.items()
             if one is not None and one["part"] in ("lora_A", "lora_B") and one["end"] != ".bias"
         }
+        found: dict[str, dict[str, _Target]] = {}
         changed: dict[str, dict[str, _Target]] = {}
+        stackless: dict[str, str] = {}
         for own, parameter in wrapped(modules, chosen, list(loaded.shapes)).items():
             if parameter not in changed:
                 stacks = loaded.parts(parameter)

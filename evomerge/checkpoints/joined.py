@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -44,7 +45,7 @@ class Loaded:
         ]
         return cls(placed, shapes, frozenset(turned))
 
-    @property
+    @cached_property
     def stored(self) -> dict[str, str | None]:
         """By parameter the stored tensor that it is; None if it is not just one."""
         found: dict[str, str | None] = {}
