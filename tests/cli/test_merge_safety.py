@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,11 +37,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def begin(world: Path, out: Path, **options: Any) -> subprocess.Popen[str]:
+def begin(world: Path, out: Path, limit: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    def prepared() -> None:
+        # What a shell runs in the background has Ctrl-C ignored, and so have its children.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if limit is not None:
+            limit()
+
     command = [*EVOMERGE, "merge", str(world / "recipe.yaml"), str(out), *SHARDS]
     # What lies in this machine's cache of kernels must not decide what is said.
     environment = {**os.environ, "EVOMERGE_COMPILE": "never"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=prepared
+    )
 
 
 def unfinished(out: Path) -> list[Path]:
@@ -144,7 +151,7 @@ def test_a_disk_that_fills_up_is_told_and_left_as_it_was(
     disk.mkdir()
     limit = full(world, disk)
     try:
-        process = begin(world, disk / "out", preexec_fn=limit)
+        process = begin(world, disk / "out", limit)
         said = process.communicate(timeout=WAIT)[1]
         assert process.returncode == 1, said
         assert said.startswith("The checkpoint is refused:")
