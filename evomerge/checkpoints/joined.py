@@ -17,7 +17,7 @@ import torch
 from evomerge.checkpoints.placing import Part, Placements
 
 _WRAPPED = re.compile(r"\.base_layer(?=\.|$)")
-_DEPTH = re.compile(r"(?:\.base_layer)*$")
+_INNERMOST = re.compile(r"(\.base_layer)+$")
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def wrapped(
     found = {}
     for factor, module in modules.items():
         several = named.get(_known(unwrapped(module), named), [])
-        depth = len(_DEPTH.search(module)[0]) // len(".base_layer")  # type: ignore[index]
+        depth = module[len(_INNERMOST.sub("", module)) :].count(".")
         if depth < len(several):
             found[factor] = several[-1 - depth]
     return found
