@@ -152,8 +152,9 @@ def wrapped(
         if any(f".{parameter}".endswith(f".{target}") for target in targets):
             named.setdefault(parameter.rpartition(".")[0], []).append(parameter)
     found = {}
+    owners = {parameter.rpartition(".")[0] for parameter in parameters}
     for factor, module in modules.items():
-        several = named.get(_known(unwrapped(module), named), [])
+        several = named.get(_known(unwrapped(module), owners), [])
         depth = module[len(_INNERMOST.sub("", module)) :].count(".")
         if depth < len(several):
             found[factor] = several[-1 - depth]

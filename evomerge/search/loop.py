@@ -127,16 +127,14 @@ class SearchLoop:
             return True
         if self._tired:
             return False
-        # What comes is looked for only where it matters.
-        return self._fits(leg=False) and (self._fits(leg=True) or not self._store.climbs())
-
-    def _fits(self, leg: bool) -> bool:
-        """Whether the budget has room for one more trial; for a study's first leg whatever is left
-        is room."""
         running = sum(self._cost(one.leg is not None) for one in self._running.values())
         begun = self._tally.finished + len(self._running)
+        # What comes is looked for only where it matters.
+        if not self._tally.allows(begun, running, self._cost(leg=False)):
+            return False
         first = not self._searched and not any(map(_is_candidate, self._running.values()))
-        return self._tally.allows(begun, running, self._cost(leg and not first))
+        fits = first or self._tally.allows(begun, running, self._cost(leg=True))
+        return fits or not self._store.climbs()
 
     def _cost(self, leg: bool) -> int:
         """Items that a trial will score, a leg's slopes included."""
@@ -155,8 +153,6 @@ class SearchLoop:
         asked = not self._again
         record = self._store.ask(self._problem.distributions) if asked else self._again.popleft()
         recipe = record.recipe or self._problem.recipe(record.genome)
-        # One after a leg in vain is begun where a leg has no room: then without slopes.
-        leg = record.leg if record.leg is None or not asked or self._fits(leg=True) else None
         self._running[record.number] = record
         twin = self._twins.scored(recipe)
         if twin is not None and _serves(twin, record):
@@ -167,7 +163,7 @@ class SearchLoop:
                 self._store.note(record.number, rival=record.rival)
             # There are few baselines, and each may be the best start, or what has to be beaten.
             incumbent = self._standing.of(record.rival, lenient=record.kind == BASELINE)
-            pool.submit(Job(record.number, recipe, leg=leg, incumbent=incumbent))
+            pool.submit(Job(record.number, recipe, leg=record.leg, incumbent=incumbent))
         return []
 
     def _may_be_stopped(self, record: TrialRecord) -> bool:

@@ -40,8 +40,10 @@ class Spending:
         raced: what earlier races of the study have scored.
         scored: what its trials have scored before.
         beyond: by the last trial beyond ``search``, at most, at the cost of the race. A study's
-            first leg of a climb, which has its slopes too, is begun while anything is left.
-        least: what the race has for sure.
+            first leg of a climb, which has its slopes too, is begun while anything is left. (One
+            that comes after a leg in vain is expected to cost no slopes; should they be had after
+            all, it goes further.)
+        least: what the race has, by the same reckoning.
     """
 
     search: int | None

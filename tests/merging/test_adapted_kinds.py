@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints.joined import wrapped
 from evomerge.errors import CheckpointError
 from evomerge.merging import MergeEngine
 from evomerge.recipe import Recipe
@@ -157,6 +158,13 @@ def test_an_adapter_of_the_model_with_another_head(head: bool, tmp_path: Path) -
     assert found.names == expected.names
     for name in found.names:
         assert torch.equal(found.tensor(name), expected.tensor(name)), name
+
+
+def test_a_layer_is_not_taken_for_an_adapted_one_that_is_called_alike() -> None:
+    inner = "tower.proj.weight"
+    assert wrapped({"f": "proj"}, [inner], [inner, "proj.weight"]) == {}
+    assert wrapped({"f": "proj"}, [inner], [inner]) == {"f": inner}, "a prefix has gone"
+    assert wrapped({"f": "model.tower.proj"}, [inner], [inner, "proj.weight"]) == {}, "which?"
 
 
 def test_factors_that_fit_no_stack_are_refused(tmp_path: Path) -> None:

@@ -492,26 +492,6 @@ def test_a_leg_in_vain_leaves_the_rest_of_the_budget_to_others(
     assert items <= done.items < items + problem.items
 
 
-@pytest.mark.parametrize("items", [45, 60, 65, 75])
-def test_after_a_leg_in_vain_one_without_room_for_slopes_takes_none(
-    tmp_path: Path, problem: AnalyticProblem, items: int
-) -> None:
-    """They might be had this time, and would be paid by the race."""
-
-    class Late(Climbing):
-        def run(self, job: Job) -> Outcome:
-            outcome = super().run(job)
-            if job.key == 3:  # the first leg
-                outcome = replace(outcome, walk=None)
-            return replace(outcome, items=problem.items * (4 if outcome.walk else 1))
-
-    store = make_store(tmp_path / "a.db", problem, "ascent")
-    loop = SearchLoop(store, problem, Budget(None, items=items))
-    done = loop.run(LocalPool(lambda: Late(ridge)))
-    assert items <= done.items < items + problem.items
-    assert any(one.walk is not None for one in store.records()) == (items >= 75)
-
-
 @pytest.mark.parametrize("items", range(165, 215, 10))
 def test_a_leg_that_failed_does_not_make_the_next_one_cheap(
     tmp_path: Path, problem: AnalyticProblem, items: int
