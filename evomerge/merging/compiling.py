@@ -36,10 +36,7 @@ def example(kernel: Kernel, numel: int, device: torch.device | str = "cpu") -> l
     made = {
         "base": lambda: torch.zeros(numel, dtype=getattr(torch, str(kernel.base))),
         "model": lambda: torch.zeros(numel, dtype=getattr(torch, next(types))),
-        "ranks": lambda: torch.zeros(
-            numel, dtype=torch.int32 if kernel.ranks == "int32" else torch.uint8
-        ),
-        "high": lambda: torch.zeros(numel, dtype=torch.uint8),
+        "ranks": lambda: torch.zeros(numel, dtype=getattr(torch, str(kernel.ranks))),
         "bits": lambda: torch.zeros(numel, dtype=kernels.bits_type(kernel.models)),
         "out": lambda: _example_out(kernel, numel),
         "values": lambda: torch.zeros(numel, dtype=torch.int64),

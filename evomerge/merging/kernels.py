@@ -37,6 +37,7 @@ FIRST_BIN = 139 << 10
 """What a density in units of 2⁻²⁴, as float32 bits without the 13 lowest, is in the bin above 0."""
 
 Keep = Literal["all", "random", "ranked", "largest", "band", "bits"]
+Ranks = Literal["uint8", "int16", "int32"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Kernel:
         keep: which elements are kept: all; by drawn integers (``random``: one limit; ``ranked``: a
             limit by rank); by magnitude (``largest``: from LIMIT on; ``band``: below OUTLIER too);
             or as ``bits`` say, which a pass before has written.
-        ranks: how ranks are stored, where they are read: ``int32``, ``uint8``, or ``split`` into
-            two tensors of uint8, the low and the high byte (the compiler has no vectors of int16).
+        ranks: the type that ranks are stored in, where they are read: ``uint8``, ``int32``, or
+            ``int16``, whose 16 bits are a number without a sign.
         shared: the models' masks are drawn for one tensor's name (not where slices move layers).
         elect: only what agrees with the elected sign is summed; where the sum that elects is 0 the
             sign is ``plus``, or a ``given`` one (the TIES paper).
@@ -73,7 +74,7 @@ class Kernel:
     normalize: bool = False
     of_weights: bool = False
     unbiased: bool = False
-    ranks: Literal["uint8", "split", "int32"] | None = None
+    ranks: Ranks | None = None
     totals: bool = False
 
     @property
@@ -84,13 +85,12 @@ class Kernel:
     def order(self) -> tuple[str, ...]:
         """The names of the pass's tensors, in the order of the list that it is given.
 
-        ``base``, ``model`` (one each), ``ranks`` (one each), ``high`` (their high bytes), ``bits``,
-        ``out`` (all of shape [n]; the latter [models], or with ``totals`` twice as many, for
-        ``sums``), ``values`` ([n]), ``floats``, ``ints``.
+        ``base``, ``model`` (one each), ``ranks`` (one each), ``bits``, ``out`` (all of shape [n];
+        the latter [models], or with ``totals`` twice as many, for ``sums``), ``values`` ([n]),
+        ``floats``, ``ints``.
         """
         names = ["base"] if self.base else []
         names += ["model"] * self.models + ["ranks"] * (self.models if self.ranks else 0)
-        names += ["high"] * (self.models if self.ranks == "split" else 0)
         names += ["bits"] if self.keep == "bits" or self.goal == "sums" else []
         names += ["out"] + (["values"] if self.goal == "table" else [])
         return (*names, "floats", "ints")
@@ -229,8 +229,8 @@ class _Pass:
         if self.kernel.keep != "ranked":
             return first
         rank = self.named["ranks"][i].to(torch.int32)
-        if self.kernel.ranks == "split":
-            rank = rank + (self.named["high"][i].to(torch.int32) << 8)
+        if self.kernel.ranks == "int16":
+            rank = rank & 0xFFFF
         return first + rank * self.ints[I.STEP, i]
 
     def probability(self, i: int) -> torch.Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Literal
 
 import torch
 
 from evomerge.checkpoints import dtypes
 from evomerge.merging.entries import F, I
-from evomerge.merging.kernels import Keep
+from evomerge.merging.kernels import Keep, Ranks
 from evomerge.merging.magnitudes import Largest
 from evomerge.merging.masks import Stream, drawn_density
 from evomerge.merging.tables import Tables
@@ -97,7 +96,7 @@ class Sparsified:
     shared: bool = True
     of_weights: bool = False
     unbiased: bool = False
-    ranks: Literal["uint8", "split", "int32"] | None = None
+    ranks: Ranks | None = None
     tensors: list[torch.Tensor] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     rows: list[dict[I, int]] = field(default_factory=list)

@@ -7,7 +7,6 @@ equal magnitudes at a threshold: it keeps any of them, we those of smaller index
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -133,15 +132,13 @@ class _Sparsifier:
         Within each row the ascending rank r = 1 … n of |δ| gives q = (d − ε) + 2ε·(r − 1)/(n − 1);
         a row of one element has q = d. Equal magnitudes rank by index.
         """
-        how = ranking.kind(self.row)
-        planes = [self.ranks(part) for part in self.parts]
         found = Sparsified(
             "ranked",
             [1.0] * len(self.parts),
             shared=self.shared,
             unbiased=self.paper and self.spec.rescale,
-            ranks=how,
-            tensors=[plane for model in zip(*planes, strict=True) for plane in model],
+            ranks=ranking.kind(self.row),
+            tensors=[self.ranks(part) for part in self.parts],
             streams=[part.stream for part in self.parts],
             rows=[
                 rank_limits(self.row, part.density, part.contribution.epsilon)
@@ -152,14 +149,12 @@ class _Sparsifier:
         )
         return found if self.paper else self.norms.rescaled(found)
 
-    def ranks(self, part: Part) -> list[torch.Tensor]:
-        size = ranking.nbytes(self.numel, self.row)
-
-        def make() -> _Planes:
-            sizes = part.masked.sizes
-            return _Planes(ranking.rank_rows(sizes, self.numel, self.row, self.device), size)
-
-        return self.memory.large(("ranks", *part.key), make).planes
+    def ranks(self, part: Part) -> torch.Tensor:
+        sizes = part.masked.sizes
+        return self.memory.large(
+            ("ranks", *part.key),
+            lambda: ranking.rank_rows(sizes, self.numel, self.row, self.device),
+        )
 
     # by magnitude
 
@@ -215,9 +210,3 @@ class _Sparsifier:
                 size = part.masked.sizes(start, stop) * scale_of(self.spec, part)
                 bits[start:stop] |= (mine & (size >= least)).to(bits.dtype) << i
         return Sparsified("bits", [scale_of(self.spec, p) for p in self.parts], tensors=[bits])
-
-
-@dataclass(frozen=True)
-class _Planes:
-    planes: list[torch.Tensor]
-    nbytes: int

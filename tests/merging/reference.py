@@ -126,3 +126,8 @@ def probabilities(sparsifier: str, delta: Tensor, part: Contribution) -> Tensor:
             q[index] = (d - epsilon) + 2 * epsilon * ((r - 1) / (length - 1))
         rows.append(q)
     return torch.tensor(rows, dtype=torch.float64).reshape(delta.shape)
+
+
+def unsigned(ranks: torch.Tensor) -> torch.Tensor:
+    """Stored ranks as int64: those of 16 bits have no sign."""
+    return (ranks.view(torch.uint16) if ranks.dtype == torch.int16 else ranks).to(torch.int64)

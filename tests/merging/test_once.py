@@ -8,13 +8,13 @@ import torch
 from evomerge.merging.magnitudes import select
 from evomerge.merging.ranks import rank_rows
 from evomerge.merging.taskvectors import TaskVector
+from tests.merging.reference import unsigned
 
 
 def _ranks(sizes: torch.Tensor) -> torch.Tensor:
     flat, row = sizes.reshape(-1), sizes.shape[1]
-    planes = rank_rows(lambda a, b: flat[a:b], flat.numel(), row, flat.device)
-    found = [plane.to(torch.int64) << (8 * i) for i, plane in enumerate(planes)]
-    return torch.stack(found).sum(0).view(sizes.shape)
+    ranks = rank_rows(lambda a, b: flat[a:b], flat.numel(), row, flat.device)
+    return unsigned(ranks).view(sizes.shape)
 
 
 @pytest.mark.parametrize("row", [1, 2, 3, 257, 1000, 4096, 5000])
