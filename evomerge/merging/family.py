@@ -18,13 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
 from evomerge.merging.entries import F, I
-from evomerge.merging.kernels import Kernel
-from evomerge.merging.parts import Part, Sparsified, name_of
+from evomerge.merging.kernels import Kernel, kernel_of
+from evomerge.merging.parts import Part, Sparsified, flattened, name_of
 from evomerge.merging.programs import Programs
 from evomerge.merging.sparsifying import foresee, sparsify
 from evomerge.merging.tables import Tables
@@ -32,7 +31,6 @@ from evomerge.merging.taskvectors import Memory
 from evomerge.merging.whole import Whole
 from evomerge.recipe import METHODS, TensorMerge
 
-_kernel = lru_cache(Kernel)  # equal ones are one object, which dictionaries find sooner
 _NO_WEIGHT = 1e-8  # a sum of weights nearer to 0 divides by 1 instead (without election)
 
 
@@ -88,7 +86,7 @@ def merge_family(
     first = parts[0].contribution
     only = len(parts) == 1 and first.density >= 1 and first.trim >= 1
     if only and coefficients[0] == 1:
-        out.copy_(parts[0].tensor)
+        flattened(out).copy_(parts[0].tensor)
         return math.inf
     masked = sparsify(spec, parts, work.memory, work.programs, work.whole)
     _combine(spec, parts, masked, coefficients, out, work, elects)
@@ -113,6 +111,7 @@ def _parts(spec: TensorMerge, base: torch.Tensor, tensors: Sequence[torch.Tensor
     live = [(part, tensor) for part, tensor in pairs if part.weight != 0]
     if not live or spec.lambda_ == 0:
         return []
+    base = flattened(base)  # once for all of them
     return [Part(spec, part, base, tensor) for part, tensor in (live if len(live) == 1 else pairs)]
 
 
@@ -162,9 +161,9 @@ def _combine(
 ) -> None:
     """One pass: kept elements times their coefficients, elected or not, onto the base."""
     plain = METHODS[spec.method].consensus_of(spec.variant) == "mean"
-    kernel = _kernel(
+    kernel = kernel_of(
         goal="merge",
-        dtypes=tuple(name_of(part.tensor) for part in parts),
+        dtypes=tuple(part.type for part in parts),
         base=name_of(parts[0].base),
         out=name_of(out),
         keep=masked.keep,
@@ -185,9 +184,8 @@ def _combine(
     tables.set(F.SHARED, 0, spec.lambda_)
     tables.set(I.SHARED, 0, 1 if work.whole is None else work.whole.sign)
     masked.fill(tables)
-    inputs = [parts[0].base, *(part.tensor for part in parts), *masked.tensors, out]
-    flat = [tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in inputs]
-    work.programs.run(kernel, flat, out.numel(), tables.at)
+    inputs = [parts[0].base, *(part.tensor for part in parts), *masked.tensors, flattened(out)]
+    work.programs.of(kernel).run(inputs, parts[0].numel, tables.at)
 
 
 def _blend(
@@ -208,8 +206,8 @@ def _blend(
     kernel = Kernel("merge", tuple(name_of(t) for _, t in terms), None, name_of(out))
     tables = Tables(len(terms), out.device)
     tables.fill(F.COEFFICIENT, [coefficient for coefficient, _ in terms])
-    flat = [tensor.reshape(-1) for tensor in (*(t for _, t in terms), out)]
-    work.programs.run(kernel, flat, out.numel(), tables.at)
+    flat = [flattened(tensor) for tensor in (*(t for _, t in terms), out)]
+    work.programs.of(kernel).run(flat, out.numel(), tables.at)
 
 
 def _total(weights: Iterable[float]) -> float:

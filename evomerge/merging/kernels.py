@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -94,6 +95,10 @@ class Kernel:
         names += ["bits"] if self.keep == "bits" or self.goal == "sums" else []
         names += ["out"] + (["values"] if self.goal == "table" else [])
         return (*names, "floats", "ints")
+
+
+kernel_of = lru_cache(Kernel)
+"""The same as ``Kernel``; equal ones are one object, which dictionaries find sooner."""
 
 
 def bits_type(models: int) -> torch.dtype:

@@ -9,13 +9,13 @@ each stretch of the tensor, so that the last one that is kept is looked for in o
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from evomerge.merging.bracketing import Sizes, kth_largest
+from evomerge.merging.pools import apart
 
 _STRETCHES = 192
 _SHORTEST = 1 << 13  # elements of a stretch, where there are that many
@@ -100,7 +100,7 @@ class Magnitudes:
         threads = min(torch.get_num_threads(), len(starts))
         if threads == 1:
             return [self._count(start) for start in starts]
-        with ThreadPoolExecutor(threads) as pool:
+        with apart(threads, "magnitudes") as pool:
             return list(pool.map(self._count, starts))
 
     def _count(self, start: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -124,7 +125,8 @@ def limit(density: float) -> int:
     return (threshold(density) << (32 - BITS)) - 1 - _BLOCK // 2
 
 
-def rank_limits(length: int, density: float, epsilon: float) -> dict[I, int]:
+@lru_cache(maxsize=1 << 12)
+def rank_limits(length: int, density: float, epsilon: float) -> Mapping[I, int]:
     """The rows of ``ints`` that keep rank r = 0 … length - 1 with its probability.
 
     That is q = (d − ε) + 2ε·r/(length − 1), DELLA's (arXiv 2406.11617, equations 1 to 3), its step

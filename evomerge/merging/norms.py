@@ -7,14 +7,14 @@ of the terms, the device, or the number of threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
 from evomerge.merging.entries import F
-from evomerge.merging.kernels import BINS, FIRST_BIN, Kernel, bits_type, counted
+from evomerge.merging.kernels import BINS, FIRST_BIN, Kernel, bits_type, counted, kernel_of
 from evomerge.merging.masks import limit, threshold, uniform_bits
 from evomerge.merging.parts import Part, Sparsified, name_of
 from evomerge.merging.programs import Programs
@@ -40,8 +40,7 @@ class Norms:
         self, spec: TensorMerge, parts: Sequence[Part], memory: Memory, programs: Programs
     ) -> None:
         self.spec, self.parts, self.memory, self.programs = spec, parts, memory, programs
-        self.numel = parts[0].masked.numel
-        self.device = parts[0].tensor.device
+        self.numel, self.device = parts[0].numel, parts[0].device
 
     def of_drawn(self, found: Sparsified) -> Sparsified:
         """What is drawn by one density for each model, with its factors."""
@@ -66,7 +65,7 @@ class Norms:
             return found
         # Once only, both sums come of one pass.
         totals = self.spec.rescale and not self.memory.remembers
-        kernel = replace(self.summing(found), totals=totals)
+        kernel = self.summing(found, totals=totals)
         bits = torch.empty(self.numel, dtype=bits_type(kernel.models), device=self.device)
         kept, before = self.sums(kernel, found, bits)
         if self.spec.rescale:
@@ -118,7 +117,7 @@ class Norms:
         """Σ|δ| of the elements up to each bin; int64, shape [BINS]."""
         kernel = Kernel(
             "table",
-            (name_of(part.tensor),),
+            (part.type,),
             None if part.of_weights else name_of(part.base),
             None,
             "random",
@@ -126,21 +125,24 @@ class Norms:
         tables = Tables(1, self.device)
         tables.draw(0, part.stream)
         tables.set(F.UNIT, 0, part.unit(self.memory))
-        inputs = [part.tensor.reshape(-1)]
-        if not part.of_weights:
-            inputs.insert(0, part.base.reshape(-1))
+        inputs = [part.tensor] if part.of_weights else [part.base, part.tensor]
         sums = torch.zeros(BINS, dtype=torch.int64, device=self.device)
         size = min(self.numel, _TABLE_TILE)
         places, values = (
             torch.empty(size, dtype=torch.int64, device=self.device) for _ in range(2)
         )
+        runner = self.programs.of(kernel)
         for start in range(0, self.numel, size):
             stop = min(start + size, self.numel)
             mine = [tensor[start:stop] for tensor in inputs]
             outs = [places[: stop - start], values[: stop - start]]
-            self.programs.run_piece(kernel, [*mine, *outs, *tables.at(start)])
+            runner.run_piece([*mine, *outs, *tables.at(start)])
             sums.scatter_add_(0, outs[0], outs[1])
         return sums.cumsum(0).cpu().numpy()
+
+    def units(self) -> list[float]:
+        """The unit of each model's sums."""
+        return [part.unit(self.memory) for part in self.parts]
 
     def norms(self) -> list[float]:
         """Σ|δ| of each model."""
@@ -149,10 +151,17 @@ class Norms:
         bits = torch.empty(self.numel, dtype=bits_type(kernel.models), device=self.device)
         return self.sums(kernel, dense, bits)[0]
 
-    def summing(self, found: Sparsified) -> Kernel:
-        base = None if self.parts[0].of_weights else name_of(self.parts[0].base)
-        types = tuple(name_of(part.tensor) for part in self.parts)
-        return Kernel("sums", types, base, None, found.keep, found.shared, ranks=found.ranks)
+    def summing(self, found: Sparsified, *, totals: bool = False) -> Kernel:
+        return kernel_of(
+            goal="sums",
+            dtypes=tuple(part.type for part in self.parts),
+            base=None if self.parts[0].of_weights else name_of(self.parts[0].base),
+            out=None,
+            keep=found.keep,
+            shared=found.shared,
+            ranks=found.ranks,
+            totals=totals,
+        )
 
     def sums(
         self, kernel: Kernel, found: Sparsified, bits: torch.Tensor
@@ -160,21 +169,18 @@ class Norms:
         """The kept Σ|δ| of each model, and Σ|δ| if the kernel sums that too."""
         tables = Tables(len(self.parts), self.device)
         found.fill(tables)
-        units = [part.unit(self.memory) for part in self.parts]
-        for i, unit in enumerate(units):
-            tables.set(F.UNIT, i, unit)
+        units = self.memory.kept(("units", *(part.key for part in self.parts)), self.units)
+        tables.fill(F.UNIT, units)
         inputs = [self.parts[0].base] if kernel.base else []
-        inputs += [*(part.tensor for part in self.parts), *found.tensors]
-        flat = [tensor.reshape(-1) for tensor in inputs] + [bits]
+        inputs += [*(part.tensor for part in self.parts), *found.tensors, bits]
         models = len(self.parts)
         count = models * 2 if kernel.totals else models
-        totals = torch.zeros(count, dtype=torch.int64, device=self.device)
-        for start, stop in self.programs.pieces(kernel, self.numel):
-            out = torch.zeros_like(totals)
-            pieces = [tensor[start:stop] for tensor in flat]
-            self.programs.run_piece(kernel, [*pieces, out, *tables.at(start)])
-            totals += out
-        sums = totals.tolist()
+        sums = [0] * count
+        runner = self.programs.of(kernel)
+        for start, mine in runner.pieces(inputs, self.numel):
+            out = torch.empty(count, dtype=torch.int64, device=self.device)
+            runner.run_piece([*mine, out, *tables.at(start)])
+            sums = [total + one for total, one in zip(sums, out.tolist(), strict=True)]
         kept, all_ = sums[:models], sums[models:] or [0] * models
         return [k / u for k, u in zip(kept, units, strict=True)], [
             a / u for a, u in zip(all_, units, strict=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
+from evomerge.merging.pools import apart
 from evomerge.merging.taskvectors import Memory, Sized
 
 _S = TypeVar("_S", bound=Sized)
@@ -68,22 +69,22 @@ def made_ahead(
     Raises:
         BaseException: what ``make`` raised, when its item's turn comes.
     """
-    # Threads that each have their own tensor must not wait for one another inside of torch.
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "ahead", torch.set_num_threads, (1,))
+
+    def made_of(item: _Item) -> _Made:
+        # One beside which no other has room has all of torch's threads.
+        torch.set_num_threads(threads if size(item) * 2 > room else 1)
+        return make(item)
+
     coming: deque[tuple[_Item, Future[_Made], int]] = deque()
     held, following = 0, iter(items)
     waiting = next(following, None)
-    try:
+    with apart(threads, "ahead") as pool:
         while coming or waiting is not None:
             while waiting is not None and (not coming or held + size(waiting) <= room):
-                coming.append((waiting, pool.submit(make, waiting), size(waiting)))
+                coming.append((waiting, pool.submit(made_of, waiting), size(waiting)))
                 held += size(waiting)
                 waiting = next(following, None)
             item, made, nbytes = coming.popleft()
             yield item, made.result()
             held -= nbytes
             del made
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)

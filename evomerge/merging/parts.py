@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -21,7 +22,7 @@ _ROOM = 61  # bits of a sum of integers
 
 
 class Part:
-    """One model's tensor beside the base's, and what is asked of it.
+    """One model's tensor beside the base's, both flat, and what is asked of it.
 
     Args:
         spec: of the tensor.
@@ -37,7 +38,12 @@ class Part:
         base: torch.Tensor,
         tensor: torch.Tensor,
     ) -> None:
-        self.contribution, self.base, self.tensor = contribution, base, tensor
+        self.contribution = contribution
+        # Ranks are taken within rows: the last dimension; a vector is one row.
+        self.row = tensor.shape[-1] if tensor.dim() else 1
+        self.numel, self.device = tensor.numel(), tensor.device
+        self.base, self.tensor = flattened(base), flattened(tensor)
+        self.type = name_of(tensor)
         self.weight = contribution.weight
         # A model without weight has no part in the result; nothing need be looked up for it.
         self.density = contribution.density if contribution.weight else 1.0
@@ -62,7 +68,7 @@ class Part:
         bound = self._model_bound(memory) if self.of_weights else self.bound(memory)
         if bound == 0:
             return 1.0
-        bits = math.frexp(bound)[1] + self.masked.numel.bit_length()
+        bits = math.frexp(bound)[1] + self.numel.bit_length()
         return 2.0 ** min(_ROOM - bits, 100)
 
     def bound(self, memory: Memory) -> float:
@@ -99,7 +105,7 @@ class Sparsified:
     ranks: Ranks | None = None
     tensors: list[torch.Tensor] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
-    rows: list[dict[I, int]] = field(default_factory=list)
+    rows: list[Mapping[I, int]] = field(default_factory=list)
     largest: dict[F, list[Largest]] = field(default_factory=dict)
 
     def fill(self, tables: Tables) -> None:
@@ -125,6 +131,11 @@ def _bound(tensor: torch.Tensor) -> float:
 def scale_of(spec: TensorMerge, part: Part) -> float:
     """The paper's: 1/d, at the density that the mask is drawn at; 1 without ``rescale``."""
     return 1 / drawn_density(part.density) if spec.rescale else 1.0
+
+
+def flattened(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as one row; as it is, if it is one: asking torch for it costs a microsecond."""
+    return tensor if tensor.dim() == 1 else tensor.reshape(-1)
 
 
 def name_of(tensor: torch.Tensor) -> str:

@@ -22,8 +22,8 @@ import sys
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -46,6 +46,60 @@ EAGER = 12e-9
 _TOO_LONG = 600  # seconds
 
 
+class Runner:
+    """A kernel as it runs now: compiled, or as it is."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.program: Program | None = None
+        self.spent = 0.0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it runs compiled."""
+        return self.program is not None
+
+    def run(
+        self,
+        tensors: Sequence[torch.Tensor],
+        numel: int,
+        tables: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Run the kernel over ``numel`` elements, in as few pieces as it takes.
+
+        Args:
+            tensors: in the kernel's order, without the two tables; of shape [numel]. No ``sums``,
+                whose pieces must be added (``run_piece``).
+            numel: how many elements.
+            tables: from a piece's first element to its ``floats`` and ``ints``.
+        """
+        for start, mine in self.pieces(tensors, numel):
+            self.run_piece([*mine, *tables(start)])
+
+    def pieces(
+        self, tensors: Sequence[torch.Tensor], numel: int
+    ) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
+        """The pieces to run it in: each one's first element, and the tensors cut to it."""
+        step = WHOLE if self.compiled else TILE
+        if numel <= step:
+            if numel:
+                yield 0, tensors
+            return
+        for start in range(0, numel, step):
+            yield start, [tensor[start : start + step] for tensor in tensors]
+
+    def run_piece(self, tensors: list[torch.Tensor]) -> None:
+        """Run the kernel over one piece: all that it reads and writes, the tables last."""
+        # A compiled program is made for any length but these two.
+        if self.program is not None and tensors[0].shape[0] > 1:
+            self.program(tensors)
+            return
+        began = time.perf_counter()
+        with torch.no_grad():
+            kernels.run(self._kernel, tensors)
+        self.spent += time.perf_counter() - began
+
+
 class Programs:
     """Kernels ready to run on one device.
 
@@ -56,60 +110,18 @@ class Programs:
 
     def __init__(self, device: torch.device, ahead: int = 0) -> None:
         self._device = device
-        self._known: dict[Kernel, _Known] = {}
+        self._runners: dict[Kernel, Runner] = {}
         self.ahead = ahead
 
-    def run(
-        self,
-        kernel: Kernel,
-        tensors: Sequence[torch.Tensor],
-        numel: int,
-        tables: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
-    ) -> None:
-        """Run a kernel over ``numel`` elements, in as few pieces as it takes.
-
-        Args:
-            kernel: what to compute; no ``sums``, whose pieces must be added (``run_piece``).
-            tensors: in the kernel's order, without the two tables; of shape [numel].
-            numel: how many elements.
-            tables: from a piece's first element to its ``floats`` and ``ints``.
-        """
-        for start, stop in self.pieces(kernel, numel):
-            floats, ints = tables(start)
-            whole = stop - start == numel
-            pieces = tensors if whole else [tensor[start:stop] for tensor in tensors]
-            self.run_piece(kernel, [*pieces, floats, ints])
-
-    def pieces(self, kernel: Kernel, numel: int) -> list[tuple[int, int]]:
-        """The pieces to run a kernel in, first element and the one after the last."""
-        step = WHOLE if self.compiled(kernel) else TILE
-        return [(start, min(start + step, numel)) for start in range(0, numel, step)]
-
-    def compiled(self, kernel: Kernel) -> bool:
-        """Whether a kernel runs compiled."""
-        return self._look_up(kernel).program is not None
-
-    def run_piece(self, kernel: Kernel, tensors: list[torch.Tensor]) -> None:
-        """Run a kernel over one piece: all that it reads and writes, the tables last."""
-        known = self._look_up(kernel)
-        program = known.program
-        # A compiled program is made for any length but these two.
-        if program is not None and tensors[0].shape[0] > 1:
-            program(tensors)
-            return
-        began = time.perf_counter()
-        with torch.no_grad():
-            kernels.run(kernel, tensors)
-        known.spent += time.perf_counter() - began
-
-    def _look_up(self, kernel: Kernel) -> _Known:
-        known = self._known.get(kernel)
-        if known is None:
-            known = self._known[kernel] = _Known()
-        elif known.program is not None or not self._pays(kernel, known.spent):
-            return known
-        known.program = self._make(kernel, known.spent)
-        return known
+    def of(self, kernel: Kernel) -> Runner:
+        """A kernel's runner; compiled first where that pays by now. Ask for each tensor anew."""
+        runner = self._runners.get(kernel)
+        if runner is None:
+            runner = self._runners[kernel] = Runner(kernel)
+        elif runner.compiled or not self._pays(kernel, runner.spent):
+            return runner
+        runner.program = self._make(kernel, runner.spent)
+        return runner
 
     def _make(self, kernel: Kernel, spent: float) -> Program | None:
         if self._device.type != "cpu":
@@ -131,14 +143,6 @@ class Programs:
         if mode == "never" or kernel in _FAILED:
             return False
         return mode == "always" or spent + EAGER * self.ahead > COMPILING
-
-
-@dataclass
-class _Known:
-    """A kernel's program, None where it runs as it is, and the seconds that this took so far."""
-
-    program: Program | None = None
-    spent: float = 0.0
 
 
 def compile_into_cache(kernel: Kernel) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from evomerge.merging.kernels import Ranks
 from evomerge.merging.packing import BITS, PackedRanks
+from evomerge.merging.pools import apart
 
 Sizes = Callable[[int, int], torch.Tensor]
 """Magnitudes of elements ``start … stop - 1``: float32, at least 0, shape [stop - start]."""
@@ -57,7 +57,7 @@ def rank_rows(sizes: Sizes, numel: int, row: int, device: torch.device) -> torch
     if min(threads, len(starts)) <= 1:
         fill(starts)
     else:
-        with ThreadPoolExecutor(threads) as pool:
+        with apart(threads, "ranks") as pool:
             list(pool.map(fill, [starts[first::threads] for first in range(threads)]))
     return ranks
 

@@ -66,8 +66,7 @@ class _Sparsifier:
     ) -> None:
         self.spec, self.parts, self.memory = spec, parts, memory
         self.norms = Norms(spec, parts, memory, programs)
-        self.numel, self.row = parts[0].masked.numel, parts[0].masked.row
-        self.device = parts[0].tensor.device
+        self.numel, self.row, self.device = parts[0].numel, parts[0].row, parts[0].device
         self.shared = len({part.contribution.tensor for part in parts}) == 1
         self.paper = spec.variant == "paper"
 
@@ -150,10 +149,9 @@ class _Sparsifier:
         return found if self.paper else self.norms.rescaled(found)
 
     def ranks(self, part: Part) -> torch.Tensor:
-        sizes = part.masked.sizes
         return self.memory.large(
             ("ranks", *part.key),
-            lambda: ranking.rank_rows(sizes, self.numel, self.row, self.device),
+            lambda: ranking.rank_rows(part.masked.sizes, self.numel, self.row, self.device),
         )
 
     # by magnitude

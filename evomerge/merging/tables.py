@@ -59,8 +59,8 @@ class Tables:
             later, last = _BEHIND[row]
             self._floats[row, column], self._floats[later, column] = found.limit, found.later
             self._ints[last, column] = min(max(found.last - start, -1), _FAR)
-        with np.errstate(over="ignore"):  # a huge coefficient is infinite
-            floats = torch.from_numpy(self._floats.astype(np.float32))
+        # torch's conversion, unlike numpy's, gives no warning: a huge coefficient is infinite.
+        floats = torch.from_numpy(self._floats).to(torch.float32)
         ints = torch.from_numpy(self._ints.copy())
         if self._device.type == "cpu":
             return floats, ints

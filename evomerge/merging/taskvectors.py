@@ -96,10 +96,7 @@ class TaskVector:
     def __init__(self, base: torch.Tensor | None, tensor: torch.Tensor) -> None:
         self._base = None if base is None else base.reshape(-1)
         self._tensor = tensor.reshape(-1)
-        self.numel = tensor.numel()
-        # Ranks are taken within rows: the last dimension; a vector is one row.
-        self.row = tensor.shape[-1] if tensor.dim() else 1
-        self.device = tensor.device
+        self.numel, self.device = tensor.numel(), tensor.device
 
     def piece(self, start: int, stop: int, step: int = 1) -> torch.Tensor:
         """Elements ``start … stop - 1``, or every ``step``-th; float32, the caller's to change."""

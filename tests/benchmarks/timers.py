@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.merging.programs import Programs
+from evomerge.merging.programs import Runner
 from evomerge.search.pool import Evaluator, Job, Outcome
 
 FORWARD, ARITHMETIC = "forward", "arithmetic"
@@ -104,13 +104,13 @@ def _watch_models(watch: Stopwatch) -> None:
 
 def _watch_kernels(watch: Stopwatch) -> None:
     """Time the kernels of merges, compiled or not; what looks up and decides is left out."""
-    run_piece = Programs.run_piece
+    run_piece = Runner.run_piece
 
-    def timed(self: Programs, *arguments: Any) -> None:
+    def timed(self: Runner, *arguments: Any) -> None:
         watch.start()
         try:
             run_piece(self, *arguments)
         finally:
             watch.stop()
 
-    Programs.run_piece = timed  # type: ignore[method-assign]
+    Runner.run_piece = timed  # type: ignore[method-assign]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from evomerge.merging.magnitudes import select
+from evomerge.merging.once import made_ahead
 from evomerge.merging.ranks import rank_rows
 from evomerge.merging.taskvectors import TaskVector
 from tests.merging.reference import unsigned
@@ -49,6 +52,26 @@ def test_ranks_are_the_same_however_many_threads_share_the_rows(row: int, thread
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found, sizes.argsort(dim=1, stable=True).argsort(dim=1))
+
+
+def test_threads_to_come_have_as_many_of_torchs_as_before() -> None:
+    sizes = torch.rand((700, 1000))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        _ranks(sizes)
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_made_ahead_alone_has_all_threads() -> None:
+    """A tensor beside which no other has room would else keep one core busy, and the rest idle."""
+    seen = dict(
+        made_ahead([1, 9, 2, 4], lambda _: torch.get_num_threads(), lambda x: x, room=8, threads=3)
+    )
+    assert seen == {1: 1, 9: 3, 2: 1, 4: 1}
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float32", "ascending", "lump", "equal"])

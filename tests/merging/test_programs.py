@@ -78,7 +78,7 @@ def test_compiled_and_not_the_bits_are_the_same(
         assert all(pool.map(programs.compile_into_cache, asked))
     monkeypatch.setenv("EVOMERGE_COMPILE", "auto")
     ready = Programs(CPU)
-    assert all(ready.compiled(kernel) for kernel in asked)
+    assert all(ready.of(kernel).compiled for kernel in asked)
     for (method, shape, density), expected in plain.items():
         base, *tensors = drawn(shape)
         for kept in (None, Memory(1 << 24)):
@@ -99,7 +99,7 @@ KERNEL = Kernel("merge", ("float32",), "float32", "float32")
 def run_once(ready: Programs) -> torch.Tensor:
     tensors = compiling.example(KERNEL, 8)
     tensors[0] += 1
-    ready.run_piece(KERNEL, tensors)
+    ready.of(KERNEL).run_piece(tensors)
     return tensors[2]
 
 
@@ -139,7 +139,7 @@ def test_what_another_process_compiles_is_not_waited_for(
 def test_little_work_compiles_nothing(cache: Path) -> None:
     ready = Programs(CPU, ahead=1000)
     run_once(ready)
-    assert not ready.compiled(KERNEL)
+    assert not ready.of(KERNEL).compiled
     assert not list(cache.rglob("*.pt2"))
 
 

@@ -1,0 +1,28 @@
+"""Threads that share a machine's cores, each with work of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def apart(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads do not share torch's work: they would wait for one another inside of it.
+
+    At the end what has not begun is given up, and threads to come get as many of torch's as before.
+
+    Args:
+        threads: how many.
+        name: what theirs begin with.
+    """
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, name, torch.set_num_threads, (1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
