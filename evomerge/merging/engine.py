@@ -20,6 +20,7 @@ from evomerge.merging.holding import Model, hold, open_models
 from evomerge.merging.inputs import Inputs
 from evomerge.merging.layout import layout_of, stacked
 from evomerge.merging.live import LiveTensors
+from evomerge.merging.machine import reuse_freed_memory
 from evomerge.merging.methods import merge_bounded, prepare
 from evomerge.merging.once import Once, Ready, made_ahead
 from evomerge.merging.placing import Device
@@ -79,6 +80,7 @@ class MergeEngine:
         residency: Wish = "auto",
         vocabulary_of: Recipe | None = None,
     ) -> None:
+        reuse_freed_memory()
         opened = open_models([*([base_model] if base_model is not None else []), *models])
         held, self._plan = hold(
             opened, device, residency if resident else None, spare_models(vocabulary_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from tests.merging.worlds import (
 )
 
 GB = 10**9
+# What a user tells malloc is left as it is: here, to give everything back at once.
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 # Base and three fine-tuned models of 8B in bfloat16.
 NEEDS = Needs(held=64 * GB, live=16 * GB, largest=4 * GB)
 
@@ -259,6 +262,42 @@ def test_with_host_nan_is_refused_at_loading(own_family: Family) -> None:
     rewrite(own_family.tuned[0], tensors)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight: 1 of"):
         engine_of(own_family, residency="host")
+
+
+_PIECES = """
+import resource, sys, torch
+from evomerge.merging import MergeEngine
+base, *tuned = sys.argv[1:]
+MergeEngine(base, tuned)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    for _ in range(20):
+        kept = [torch.zeros(1 << 18) for _ in range(5)]
+        kept.clear()
+work()
+before = faults()
+work()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+@pytest.mark.parametrize(("environment", "few"), [({}, True), (GIVEN_BACK, False)])
+def test_a_passs_memory_is_used_again(
+    environment: dict[str, str], few: bool, family: Family
+) -> None:
+    """Pages that come empty from the system cost more than the arithmetic; 100 MB are 25 600."""
+    taken = ("MALLOC_", "GLIBC_", "LD_PRELOAD")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(taken)}
+    done = subprocess.run(
+        [sys.executable, "-c", _PIECES, *map(str, family.all)],
+        env={**own, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(done.stdout) < 3000) == few
 
 
 _WORKER = """
