@@ -63,18 +63,20 @@ class Norms:
         needed = self.spec.rescale or found.keep == "ranked"
         if not needed:
             return found
-        # Once only, both sums come of one pass.
+        # Once only, both sums come of one pass. Else the norms are found first: they need the bits'
+        # memory too.
         totals = self.spec.rescale and not self.memory.remembers
+        known: list[float] | None = None
+        if self.spec.rescale and not totals:
+            key = ("norms", *(part.key for part in self.parts))
+            known = self.memory.kept(key, self.norms)
         kernel = self.summing(found, totals=totals)
-        bits = torch.empty(self.numel, dtype=bits_type(kernel.models), device=self.device)
-        kept, before = self.sums(kernel, found, bits)
+        bits = self.programs.scratch(self.numel, bits_type(kernel.models))
+        kept, summed = self.sums(kernel, found, bits)
         if self.spec.rescale:
-            if not totals:
-                key = ("norms", *(part.key for part in self.parts))
-                before = self.memory.kept(key, self.norms)
             scales = [
                 1.0 if part.density >= 1 and found.keep != "band" else _ratio(b, k)
-                for part, b, k in zip(self.parts, before, kept, strict=True)
+                for part, b, k in zip(self.parts, known or summed, kept, strict=True)
             ]
         return Sparsified("bits", scales, tensors=[bits])
 
@@ -148,7 +150,7 @@ class Norms:
         """Σ|δ| of each model."""
         dense = Sparsified("all", [])
         kernel = self.summing(dense)
-        bits = torch.empty(self.numel, dtype=bits_type(kernel.models), device=self.device)
+        bits = self.programs.scratch(self.numel, bits_type(kernel.models))
         return self.sums(kernel, dense, bits)[0]
 
     def summing(self, found: Sparsified, *, totals: bool = False) -> Kernel:

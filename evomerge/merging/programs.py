@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -111,6 +112,7 @@ class Programs:
     def __init__(self, device: torch.device, ahead: int = 0) -> None:
         self._device = device
         self._runners: dict[Kernel, Runner] = {}
+        self._scratch = threading.local()
         self.ahead = ahead
 
     def of(self, kernel: Kernel) -> Runner:
@@ -122,6 +124,20 @@ class Programs:
             return runner
         runner.program = self._make(kernel, runner.spent)
         return runner
+
+    def scratch(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory that a kernel may write to, shape [numel]; until this thread asks again.
+
+        On a CPU it is the same each time: taken from the system anew for each tensor, its empty
+        pages would cost as much as a third of a candidate. (CUDA's allocator keeps its own.)
+        """
+        nbytes = numel * dtype.itemsize
+        if self._device.type != "cpu":
+            return torch.empty(numel, dtype=dtype, device=self._device)
+        held: torch.Tensor | None = getattr(self._scratch, "held", None)
+        if held is None or held.numel() < nbytes:
+            held = self._scratch.held = torch.empty(nbytes, dtype=torch.uint8)
+        return held[:nbytes].view(dtype)
 
     def _make(self, kernel: Kernel, spent: float) -> Program | None:
         if self._device.type != "cpu":
