@@ -98,7 +98,7 @@ class Kernel:
 
 
 kernel_of = lru_cache(Kernel)
-"""The same as ``Kernel``; equal ones are one object, which dictionaries find sooner."""
+"""The same as ``Kernel``; asked for alike, equal ones are one object."""
 
 
 def bits_type(models: int) -> torch.dtype:

@@ -13,8 +13,11 @@ import torch
 _UNLIMITED = 1 << 60
 """cgroups of version 1 say a number of this order where there is no limit."""
 
-_MALLOPT = {-1: 64 << 20, -3: 4 << 20}
-"""glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes."""
+_MALLOPT = {-1: 64 << 20, -3: 32 << 20}
+"""glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes; no larger one is allowed of the latter.
+
+A smaller one would make all blocks above it come from the system each time.
+"""
 
 _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
@@ -45,13 +48,13 @@ def free_host_memory(root: Path = Path("/")) -> int:
 
 @lru_cache(maxsize=1)
 def reuse_freed_memory() -> None:
-    """Have this process use again what it freed a moment ago, up to 64 MB.
+    """Have this process use again what it freed a moment ago; for good, up to 64 MB per thread.
 
     A pass on a CPU needs a few megabytes for each piece, again and again. Left alone, glibc may
     give them back to the system each time, whose empty pages then cost several times the pass's
     arithmetic. What the environment says of malloc is left as it is, and so is another C library.
     """
-    if any(name in os.environ for name in _USERS_OWN):
+    if any(os.environ.get(name) for name in _USERS_OWN):
         return
     with suppress(OSError, AttributeError, TypeError):  # TypeError: Windows, which names no library
         for option, value in _MALLOPT.items():

@@ -71,7 +71,7 @@ def made_ahead(
     """
 
     def made_of(item: _Item) -> _Made:
-        # One beside which no other has room has all of torch's threads.
+        # One that takes more than half of the room leaves others idle, and has all of torch's.
         torch.set_num_threads(threads if size(item) * 2 > room else 1)
         return make(item)
 

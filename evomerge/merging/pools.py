@@ -13,7 +13,9 @@ import torch
 def apart(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads do not share torch's work: they would wait for one another inside of it.
 
-    At the end what has not begun is given up, and threads to come get as many of torch's as before.
+    At the end what has not begun is given up, and threads to come get as many of torch's as before:
+    a number of the whole process, so that two of a program's threads must not open pools at once
+    (one inside of another does no harm).
 
     Args:
         threads: how many.
@@ -24,5 +26,7 @@ def apart(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        finally:  # a second Ctrl-C
+            torch.set_num_threads(before)

@@ -45,6 +45,7 @@ EAGER = 12e-9
 """Seconds per element and model without a compiler, about; only for the first decision."""
 
 _TOO_LONG = 600  # seconds
+_SCRATCH = 64 << 20  # bytes that are kept for kernels to write to
 
 
 class Runner:
@@ -128,14 +129,16 @@ class Programs:
     def scratch(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
         """Memory that a kernel may write to, shape [numel]; until this thread asks again.
 
-        On a CPU it is the same each time: taken from the system anew for each tensor, its empty
-        pages would cost as much as a third of a candidate. (CUDA's allocator keeps its own.)
+        On a CPU it is the same each time, up to 64 MB, which are kept: taken from the system anew
+        for each tensor, its empty pages would cost as much as a third of a candidate. (CUDA's
+        allocator keeps its own.)
         """
         nbytes = numel * dtype.itemsize
-        if self._device.type != "cpu":
+        if self._device.type != "cpu" or nbytes > _SCRATCH:
             return torch.empty(numel, dtype=dtype, device=self._device)
         held: torch.Tensor | None = getattr(self._scratch, "held", None)
         if held is None or held.numel() < nbytes:
+            self._scratch.held = held = None  # before the new one is taken
             held = self._scratch.held = torch.empty(nbytes, dtype=torch.uint8)
         return held[:nbytes].view(dtype)
 

@@ -69,9 +69,11 @@ def test_threads_to_come_have_as_many_of_torchs_as_before() -> None:
 def test_what_is_made_ahead_alone_has_all_threads() -> None:
     """A tensor beside which no other has room would else keep one core busy, and the rest idle."""
     seen = dict(
-        made_ahead([1, 9, 2, 4], lambda _: torch.get_num_threads(), lambda x: x, room=8, threads=3)
+        made_ahead(
+            [1, 9, 2, 4, 5], lambda _: torch.get_num_threads(), lambda x: x, room=8, threads=3
+        )
     )
-    assert seen == {1: 1, 9: 3, 2: 1, 4: 1}
+    assert seen == {1: 1, 9: 3, 2: 1, 4: 1, 5: 3}
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float32", "ascending", "lump", "equal"])
