@@ -48,9 +48,9 @@ class MergeEngine:
     the models' own size: for DARE 98 KB per large tensor and model, for TIES about as much (the
     whole tensor's magnitudes are counted), for DELLA two bytes per element and model (ranks).
     Beside them a merge needs, for one tensor at a time, a byte per element where norms are restored
-    tensor by tensor, and the result where it is not made in place. glibc
-    is told, for the process, to keep up to 64 MB of what is freed (``machine.reuse_freed_memory``),
-    unless the environment says otherwise.
+    tensor by tensor, and the result where it is not made in place. glibc is told, for the whole
+    process, to keep up to 64 MB of what is freed (``machine.reuse_freed_memory``), unless the
+    environment says otherwise.
 
     Args:
         base_model: the model that task vectors are taken from and added to; None for methods that
