@@ -130,9 +130,8 @@ class Norms:
         inputs = [part.tensor] if part.of_weights else [part.base, part.tensor]
         sums = torch.zeros(BINS, dtype=torch.int64, device=self.device)
         size = min(self.numel, _TABLE_TILE)
-        places, values = (
-            torch.empty(size, dtype=torch.int64, device=self.device) for _ in range(2)
-        )
+        # Taken anew each time, what is kept came to lie between, and left no room for as much.
+        places, values = self.programs.scratch(2 * size, torch.int64).split(size)
         runner = self.programs.of(kernel)
         for start in range(0, self.numel, size):
             stop = min(start + size, self.numel)

@@ -66,8 +66,8 @@ def test_threads_to_come_have_as_many_of_torchs_as_before() -> None:
         torch.set_num_threads(before)
 
 
-def test_what_is_made_ahead_alone_has_all_threads() -> None:
-    """A tensor beside which no other has room would else keep one core busy, and the rest idle."""
+def test_what_takes_more_than_half_of_the_room_has_all_threads() -> None:
+    """It would else keep one core busy, and the rest idle."""
     seen = dict(
         made_ahead(
             [1, 9, 2, 4, 5], lambda _: torch.get_num_threads(), lambda x: x, room=8, threads=3

@@ -143,6 +143,27 @@ def test_little_work_compiles_nothing(cache: Path) -> None:
     assert not list(cache.rglob("*.pt2"))
 
 
+def test_scratch_memory_is_the_same_again_and_each_threads_own() -> None:
+    """Taken anew for each tensor, it lay between what is kept, and a peak of 5 models became 10."""
+    ready = Programs(CPU)
+    first = ready.scratch(1000, torch.int64)
+    assert first.shape == (1000,)
+    assert first.dtype == torch.int64
+    again = ready.scratch(7, torch.uint8)
+    assert again.shape == (7,)
+    assert again.data_ptr() == first.data_ptr()
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(ready.scratch, 1000, torch.int64).result()
+        assert theirs.data_ptr() != first.data_ptr()
+
+
+def test_little_scratch_memory_is_kept() -> None:
+    ready = Programs(CPU)
+    small, large = (ready.scratch(numel, torch.uint8) for numel in (10, (64 << 20) + 1))
+    assert large.shape == ((64 << 20) + 1,)
+    assert ready.scratch(10, torch.uint8).data_ptr() == small.data_ptr() != large.data_ptr()
+
+
 def test_every_kind_of_kernel_has_a_name_of_its_own(cache: Path) -> None:
     kinds = {
         programs._path(replace(KERNEL, normalize=n, elect=e))

@@ -285,7 +285,7 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
 @pytest.mark.parametrize(("environment", "few"), [({}, True), (GIVEN_BACK, False)])
-def test_a_passs_memory_is_used_again(
+def test_the_memory_of_pieces_is_used_again(
     environment: dict[str, str], few: bool, family: Family
 ) -> None:
     """Pages that come empty from the system cost more than the arithmetic; 900 MB are 230 000."""
