@@ -23,13 +23,14 @@ WAIT = 150.0
 
 
 def finished(database: Path) -> int:
-    """How many trials a running search has finished."""
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10) as connection:
-            query = "select count(*) from trials where state in ('COMPLETE', 'FAIL')"
-            return int(connection.execute(query).fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0  # not there yet
+    """How many trials a running, or a killed, search has finished."""
+    # Not read-only: what a kill left half written must be rolled back before it can be read.
+    with sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=60) as connection:
+        there = "select count(*) from sqlite_master where name = 'trials'"
+        if not connection.execute(there).fetchone()[0]:
+            return 0
+        query = "select count(*) from trials where state in ('COMPLETE', 'FAIL')"
+        return int(connection.execute(query).fetchone()[0])
 
 
 def wait_until(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
