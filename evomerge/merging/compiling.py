@@ -6,32 +6,46 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from functools import singledispatch
 
 import torch
 from torch._inductor.cpp_builder import is_gcc
 
-from evomerge.merging import kernels
+from evomerge.merging import kernels, programs
 from evomerge.merging.entries import F, I
+from evomerge.merging.fusion import Entry, Fusion
 from evomerge.merging.kernels import WHOLE, Kernel
+from evomerge.merging.mixtures import Mixture
 
-_LENGTH = 4096  # of the example that the kernel is exported with
+_KERNELS = {kind.__name__: kind for kind in (Kernel, Mixture, Fusion)}
+_LENGTH, _ROWS = 4096, 256  # of the example that the kernel is exported with; no other lengths
 
 
 class _Module(torch.nn.Module):
     """A kernel as what torch exports."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: programs.AnyKernel) -> None:
         super().__init__()
         self._kernel = kernel
 
     def forward(self, tensors: list[torch.Tensor]) -> tuple[()]:
-        kernels.run(self._kernel, tensors)
+        self._kernel.run(tensors)
         return ()
 
 
-def example(kernel: Kernel, numel: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
-    """Tensors of the types and shapes that a kernel takes, without meaning."""
+@singledispatch
+def example(kernel: programs.AnyKernel, numel: int) -> list[torch.Tensor]:
+    """Tensors of the types and shapes that a kernel takes, without meaning.
+
+    Args:
+        kernel: a pass.
+        numel: the length of the tensors' last dimension.
+    """
+    raise TypeError(f"{type(kernel).__name__} is no kernel; known: {', '.join(_KERNELS)}")
+
+
+@example.register
+def _(kernel: Kernel, numel: int) -> list[torch.Tensor]:
     types = iter(kernel.dtypes)
     made = {
         "base": lambda: torch.zeros(numel, dtype=getattr(torch, str(kernel.base))),
@@ -43,7 +57,31 @@ def example(kernel: Kernel, numel: int, device: torch.device | str = "cpu") -> l
         "floats": lambda: torch.zeros((len(F), max(kernel.models, 2)), dtype=torch.float32),
         "ints": lambda: torch.zeros((len(I), max(kernel.models, 2)), dtype=torch.int32),
     }
-    return [made[name]().to(device) for name in kernel.order()]
+    return [made[name]() for name in kernel.order()]
+
+
+@example.register
+def _(kernel: Mixture, numel: int) -> list[torch.Tensor]:
+    shape = (numel,) if kernel.vectors == "whole" else (_ROWS, numel)
+    count = {"whole": 1, "rows": _ROWS, "columns": numel}[kernel.vectors]
+    names = [*kernel.dtypes, *([kernel.still] if kernel.still else []), kernel.out]
+    tiles = [torch.zeros(shape, dtype=getattr(torch, name)) for name in names]
+    still = [torch.zeros(count, dtype=torch.bool)] if kernel.still else []
+    return [*tiles, torch.zeros(kernel.terms, count), *still]
+
+
+@example.register
+def _(kernel: Fusion, numel: int) -> list[torch.Tensor]:
+    models = len(kernel.dtypes)
+    inputs = [torch.zeros(numel, dtype=getattr(torch, n)) for n in (kernel.base, *kernel.dtypes)]
+    if kernel.goal == "variances":
+        outs = [torch.zeros(numel, dtype=one) for one in (torch.int32, torch.bool)]
+    elif kernel.goal == "squares":
+        outs = [torch.zeros(2 * models, dtype=torch.int64)]
+    else:
+        outs = [torch.zeros(numel, dtype=getattr(torch, str(kernel.out)))]
+    tables = torch.zeros(models + 2), torch.zeros(len(Entry), dtype=torch.int32)
+    return [*inputs, *outs, *tables]
 
 
 def _example_out(kernel: Kernel, numel: int) -> torch.Tensor:
@@ -57,15 +95,20 @@ def _example_out(kernel: Kernel, numel: int) -> torch.Tensor:
 def main(arguments: Sequence[str]) -> None:
     """Compile one kernel: its fields as JSON, and the file to write."""
     data = json.loads(arguments[0])
-    kernel = replace(
-        Kernel(**{field.name: data[field.name] for field in fields(Kernel)}),
-        dtypes=tuple(data["dtypes"]),
-    )
-    length = torch.export.Dim("length", min=2, max=WHOLE)
+    kind = _KERNELS[data.pop("class")]
+    kernel = kind(**{**data, "dtypes": tuple(data["dtypes"])})
+    sizes = {_LENGTH: "length", _ROWS: "rows"}
+    dims = {size: torch.export.Dim(name, min=2, max=WHOLE) for size, name in sizes.items()}
     tensors = example(kernel, _LENGTH)
-    shapes = [{0: length} if tensor.shape[:1] == (_LENGTH,) else None for tensor in tensors]
+    shapes = [
+        {axis: dims[size] for axis, size in enumerate(tensor.shape) if size in dims} or None
+        for tensor in tensors
+    ]
     program = torch.export.export(_Module(kernel), (tensors,), dynamic_shapes=(shapes,))
     configs: dict[str, object] = {"cpp.dynamic_threads": True, **_by_the_compiler()}
+    if isinstance(kernel, Fusion):
+        # Its values are long to compute and read by many sums, but must not be stored for that.
+        configs |= {"realize_opcount_threshold": 1 << 20, "realize_reads_threshold": 1 << 20}
     torch._inductor.aoti_compile_and_package(
         program, package_path=arguments[1], inductor_configs=configs
     )

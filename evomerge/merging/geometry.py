@@ -13,7 +13,7 @@ from itertools import combinations
 
 import torch
 
-from evomerge.merging.mixtures import Pass, as_it_is, kept_where, mixed, same
+from evomerge.merging.mixtures import Copied, Made, mixed, same
 from evomerge.merging.products import Fibres, Tiles, products
 from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import TensorMerge
@@ -30,8 +30,8 @@ def slerp(
     spec: TensorMerge,
     base: torch.Tensor | None,
     tensors: Sequence[torch.Tensor],
-    memory: Memory | None = None,
-) -> Pass:
+    memory: Memory,
+) -> Made:
     """From the base to one other model along the arc between their weights (Shoemake, 1985).
 
     With θ the angle between the tensors as wholes: θ₀·sin((1 − t)θ)/sin θ + θ₁·sin(tθ)/sin θ, or
@@ -48,21 +48,20 @@ def slerp(
     """
     start = _based(spec, base)
     if not tensors:
-        return as_it_is(start)
+        return Copied(start)
     if len(tensors) > 1:
         raise ValueError(f"{spec.name}: slerp merges 1 model with the base, not {len(tensors)}")
     pair, fibres = (start, tensors[0]), Fibres.whole(start.shape)
     key = ("slerp", spec.base, *_names(spec))
-    kept = memory or Memory()
-    return _arc(pair, None, spec.t, fibres, lambda: kept.kept(key, lambda: _whole_angle(pair)))
+    return _arc(pair, None, spec.t, fibres, lambda: memory.kept(key, lambda: _whole_angle(pair)))
 
 
 def nuslerp(
     spec: TensorMerge,
     base: torch.Tensor | None,
     tensors: Sequence[torch.Tensor],
-    memory: Memory | None = None,
-) -> Pass:
+    memory: Memory,
+) -> Made:
     """Two models along the arc between their task vectors, or between their weights without a base.
 
     t is the second weight's share of both (0.5 where |Σw| < 1e-6). The vectors are the whole
@@ -87,16 +86,17 @@ def nuslerp(
     along = Fibres.first if spec.row_wise else Fibres.last
     fibres = (Fibres.whole if spec.flatten else along)(shape)
     key = ("nuslerp", spec.base, fibres, *_names(spec))
-    kept = memory or Memory()
-    return _arc(pair, base, t, fibres, lambda: kept.kept(key, lambda: _angles(pair, base, fibres)))
+    return _arc(
+        pair, base, t, fibres, lambda: memory.kept(key, lambda: _angles(pair, base, fibres))
+    )
 
 
 def model_stock(
     spec: TensorMerge,
     base: torch.Tensor | None,
     tensors: Sequence[torch.Tensor],
-    memory: Memory | None = None,
-) -> Pass:
+    memory: Memory,
+) -> Made:
     """Between the base and the models' mean, by how alike they are (arXiv 2403.19522, eq. 5 and 6).
 
     tθ̄ + (1 − t)θ₀ with t = N·c/(1 + (N − 1)c), c the mean cosine of all pairs of task vectors:
@@ -113,18 +113,18 @@ def model_stock(
     """
     start = _based(spec, base)
     if not tensors or start.numel() == 0:
-        return as_it_is(start)
+        return Copied(start)
     if len(tensors) == 1:
         raise ValueError(f"{spec.name}: model_stock merges at least 2 models with the base, not 1")
     fibres = (Fibres.last if spec.filter_wise else Fibres.whole)(start.shape)
     key = ("model_stock", spec.base, fibres, *_names(spec))
-    ratio = (memory or Memory()).kept(key, lambda: _ratio(start, tensors, fibres))
+    ratio = memory.kept(key, lambda: _ratio(start, tensors, fibres))
     share = ratio / len(tensors)
     if fibres.count == 1 and float(ratio) < 0.5:
         return mixed(start, [(share, tensor) for tensor in tensors], fibres)
     terms = [(1 - ratio, start), *((share, tensor) for tensor in tensors[1:])]
-    made, still = mixed(tensors[0], terms, fibres), ratio.eq(0)
-    return kept_where(made, start, still) if bool(still.any()) else made
+    still = ratio.eq(0)
+    return mixed(tensors[0], terms, fibres, (start, still) if bool(still.any()) else None)
 
 
 def _based(spec: TensorMerge, base: torch.Tensor | None) -> torch.Tensor:
@@ -216,13 +216,13 @@ def _arc(
     t: float,
     fibres: Fibres,
     angles: Callable[[], _Angles],
-) -> Pass:
+) -> Made:
     """From the first tensor (t = 0) to the second (t = 1), along arcs around the base's or 0."""
     if t in (0, 1) or fibres.numel == 0:
-        return as_it_is(pair[int(t == 1)])
+        return Copied(pair[int(t == 1)])
     found = angles()
     if found.equal:
-        return as_it_is(pair[0])
+        return Copied(pair[0])
     # Made from the nearer one.
     (near, far), t = (pair, t) if t <= 0.5 else (pair[::-1], 1 - t)
     theta = torch.where(found.linear, 0.5, found.theta)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -78,6 +78,9 @@ class Kernel:
     ranks: Ranks | None = None
     totals: bool = False
 
+    eager: ClassVar[float] = 12e-9
+    compares: ClassVar[bool] = False
+
     @property
     def models(self) -> int:
         """How many fine-tuned models."""
@@ -95,6 +98,10 @@ class Kernel:
         names += ["bits"] if self.keep == "bits" or self.goal == "sums" else []
         names += ["out"] + (["values"] if self.goal == "table" else [])
         return (*names, "floats", "ints")
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Do the pass: read the inputs and write the outputs among ``tensors``, in place."""
+        _Pass(self, tensors).run()
 
 
 kernel_of = lru_cache(Kernel)
@@ -115,11 +122,6 @@ def bits_type(models: int) -> torch.dtype:
 def _word(models: int) -> torch.dtype:
     """The integers that bits are computed in."""
     return torch.int32 if models <= 31 else torch.int64
-
-
-def run(kernel: Kernel, tensors: Sequence[torch.Tensor]) -> None:
-    """Do one pass: read the inputs and write the outputs among ``tensors``, in place."""
-    _Pass(kernel, tensors).run()
 
 
 def mix(counter: torch.Tensor, ints: torch.Tensor, column: int) -> torch.Tensor:
@@ -249,7 +251,7 @@ class _Pass:
     def merged(self) -> torch.Tensor:
         parts = [self.kept(i) for i in range(self.kernel.models)]
         if self.kernel.elect is None:
-            change = _total([p * self.floats[F.COEFFICIENT, i] for i, p in enumerate(parts)])
+            change = total([p * self.floats[F.COEFFICIENT, i] for i, p in enumerate(parts)])
         else:
             change = self.elected(parts) * self.floats[F.SHARED, 0]
         return change if self.base is None else self.base + change
@@ -260,17 +262,17 @@ class _Pass:
         An element that is 0 agrees with neither sign.
         """
         terms = [p * self.floats[F.COEFFICIENT, i] for i, p in enumerate(parts)]
-        total = _total(terms)
+        summed = total(terms)
         if self.kernel.elect == "plus":
-            sign = torch.where(total >= 0, 1.0, -1.0)
+            sign = torch.where(summed >= 0, 1.0, -1.0)
         else:
             undecided = self.ints[I.SHARED, 0].to(torch.float32)
-            sign = torch.where(total == 0, undecided, torch.where(total > 0, 1.0, -1.0))
+            sign = torch.where(summed == 0, undecided, torch.where(summed > 0, 1.0, -1.0))
         agree = [term * sign > 0 for term in terms]
-        change = _total([torch.where(a, t, 0.0) for a, t in zip(agree, terms, strict=True)])
+        change = total([torch.where(a, t, 0.0) for a, t in zip(agree, terms, strict=True)])
         if self.kernel.normalize:
             weights = [torch.where(a, self.floats[F.WEIGHT, i], 0.0) for i, a in enumerate(agree)]
-            divisor = _total(weights)
+            divisor = total(weights)
             change = change / torch.where(divisor == 0, 1.0, divisor)
         return change
 
@@ -301,8 +303,9 @@ class _Pass:
         self.named["values"][0].copy_(counted(size))
 
 
-def _total(terms: Sequence[torch.Tensor]) -> torch.Tensor:
-    total = terms[0]
+def total(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their sum, added in their order."""
+    added = terms[0]
     for term in terms[1:]:
-        total = total + term
-    return total
+        added = added + term
+    return added

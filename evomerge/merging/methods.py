@@ -10,13 +10,16 @@ import torch
 from evomerge.merging.family import Work, merge_family
 from evomerge.merging.family import prepare as prepare_family
 from evomerge.merging.geometry import model_stock, nuslerp, slerp
+from evomerge.merging.parts import largest
 from evomerge.merging.programs import Programs
 from evomerge.merging.sce import sce
-from evomerge.merging.taskvectors import Memory, pieces
+from evomerge.merging.taskvectors import Memory
 from evomerge.merging.whole import Whole
 from evomerge.recipe import TensorMerge
 
-_OTHERS = {"slerp": slerp, "nuslerp": nuslerp, "model_stock": model_stock, "sce": sce}
+_BY_ANGLES = {"slerp": slerp, "nuslerp": nuslerp, "model_stock": model_stock}
+
+_OTHERS = (*_BY_ANGLES, "sce")
 """The methods whose coefficients are not the recipe's own."""
 
 
@@ -99,16 +102,34 @@ def merge_bounded(
         out = torch.empty(example.shape, dtype=dtype, device=example.device)
     # A wider place holds the rounded numbers.
     rounded = out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
-    bound = math.inf
+    work = Work(memory or Memory(0), programs or Programs(example.device), whole)
     with torch.no_grad():
         if spec.method in _OTHERS:
-            made = _OTHERS[spec.method](spec, base, tensors, memory)
-            flat = rounded.view(-1)
-            for start, stop in pieces(example.numel(), example.device, made.unit):
-                flat[start:stop].copy_(made.piece(start, stop))
+            bound = _merge_other(spec, base, tensors, rounded, work)
         else:
-            work = Work(memory or Memory(0), programs or Programs(example.device), whole)
             bound = merge_family(spec, base, tensors, rounded, work)
         if rounded is not out:
             out.copy_(rounded)
     return out, bound < torch.finfo(dtype).max / 2
+
+
+def _merge_other(
+    spec: TensorMerge,
+    base: torch.Tensor | None,
+    tensors: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    work: Work,
+) -> float:
+    """As ``merge_family``, by a method of ``_OTHERS``."""
+    if spec.method == "sce":
+        made = sce(spec, base, tensors, work.memory, work.programs)
+    else:
+        made = _BY_ANGLES[spec.method](spec, base, tensors, work.memory)
+    made.write(out.view(-1), work.programs)
+    if not work.memory.remembers or made.reach == math.inf:
+        return math.inf
+    keys = [(part.model, part.tensor) for part in spec.contributions]
+    found = [largest(one, key, work.memory) for one, key in zip(tensors, keys, strict=True)]
+    if base is not None:
+        found.append(largest(base, spec.base, work.memory))
+    return made.reach * max(found)

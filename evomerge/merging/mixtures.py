@@ -3,61 +3,135 @@
 Σcx with one c per tensor, or per tensor and row, is computed as a − Σc(a − x) from one of the
 tensors, a. Where the tensors are equal the result is that tensor bit for bit, and elsewhere it is
 rounded at the size of their differences. What the c lack to 1 goes to the base, or to 0 where there
-is none. The operations are float32 and none is fused, so that every lane of a processor rounds
-alike.
+is none. The operations are float32 and none is fused on a CPU, so that every lane of a processor
+rounds alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 
-from evomerge.merging.products import Fibres
+from evomerge.merging.kernels import total
+from evomerge.merging.parts import name_of
+from evomerge.merging.products import Fibres, Vectors
+from evomerge.merging.programs import Programs
 from evomerge.merging.taskvectors import pieces
 
-Kernel = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], int], torch.Tensor]
-"""Makes a piece of a result, element by element: float32, of the tiles' shape.
 
-Takes the same piece of each input (any floating types, one shape), factors that broadcast to it,
-and the index of its first element. It changes none of them and depends on nothing else, so that it
-may be compiled, for pieces of any size.
-"""
+class Made(Protocol):
+    """A result that is yet to be written."""
+
+    @property
+    def reach(self) -> float:
+        """How many times the largest magnitude of all inputs no element exceeds, nor what it is
+        made of; infinity where that is not known.
+        """
+        ...
+
+    def write(self, out: torch.Tensor, programs: Programs) -> None:
+        """Write it, rounded once to the type of ``out`` (flat, of the inputs' size)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A tensor's own values.
+
+    Args:
+        tensor: any shape.
+    """
+
+    tensor: torch.Tensor
+    reach: ClassVar[float] = math.inf
+
+    def write(self, out: torch.Tensor, programs: Programs) -> None:
+        out.copy_(self.tensor.reshape(-1))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """a − Σc(a − x); a kernel (see ``programs``).
+
+    Its tensors: a and the x, then the one that stays if ``still``, then the result; the c (float32,
+    one row each, shape [terms, vectors]), and if ``still`` the vectors that stay (booleans, shape
+    [vectors]).
+
+    Args:
+        dtypes: of a and of each x.
+        out: the result's type.
+        vectors: what has a c of its own: the tensors (of shape [n]), their rows or their columns
+            ([rows, columns]).
+        rest: there is a term more than there are x: its x is 0.
+        still: the type of another tensor that some vectors of the result are taken from.
+    """
+
+    dtypes: tuple[str, ...]
+    out: str
+    vectors: Vectors
+    rest: bool = False
+    still: str | None = None
+
+    eager: ClassVar[float] = 1e-9
+    compares: ClassVar[bool] = False
+
+    @property
+    def terms(self) -> int:
+        """How many c each vector has."""
+        return len(self.dtypes) - 1 + self.rest
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Do the pass."""
+        count = len(self.dtypes)
+        tiles, (out, factors, *where) = tensors[:count], tensors[count + bool(self.still) :]
+        made = self._mixed(tiles, factors)
+        if self.still:
+            still = self._along(where[0])
+            made = torch.where(still, tensors[count].to(torch.float32), made)
+        out.copy_(made.to(out.dtype))
+
+    def _mixed(self, tiles: Sequence[torch.Tensor], factors: torch.Tensor) -> torch.Tensor:
+        origin = tiles[0].to(torch.float32)
+        gaps = [origin - x.to(torch.float32) for x in tiles[1:]] + [origin] * self.rest
+        return origin - total([gap * self._along(factors[i]) for i, gap in enumerate(gaps)])
+
+    def _along(self, values: torch.Tensor) -> torch.Tensor:
+        """One value of each vector, so that they broadcast to the tiles."""
+        if self.vectors == "whole":
+            return values[0]
+        return values[:, None] if self.vectors == "rows" else values
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a tensor that makes the result.
+    """A mixture that is yet to be made.
 
     Args:
-        kernel: what is done.
-        inputs: flat tensors of one size.
-        factors: one value, or one per vector (shape [count]), each.
+        kernel: what is done, but for the type of the result.
+        inputs: the kernel's, flat.
+        factors: float32, shape [terms, count].
         fibres: the vectors.
+        reach: see :class:`Made`.
+        still: booleans, shape [count], if the kernel takes them.
     """
 
-    kernel: Kernel
+    kernel: Mixture
     inputs: tuple[torch.Tensor, ...]
-    factors: tuple[torch.Tensor, ...]
+    factors: torch.Tensor
     fibres: Fibres
+    reach: float
+    still: torch.Tensor | None = None
 
-    @property
-    def unit(self) -> int:
-        """Pieces must hold multiples of so many elements."""
-        return self.fibres.unit
-
-    def piece(self, start: int, stop: int) -> torch.Tensor:
-        """Elements ``start … stop - 1`` of the result: float32, shape [stop - start]."""
-        tiles = [self.fibres.table(x[start:stop]) for x in self.inputs]
-        factors = [self.fibres.spread(x, start, stop) for x in self.factors]
-        return self.kernel(tiles, factors, start).view(-1)
-
-
-def as_it_is(tensor: torch.Tensor) -> Pass:
-    """A tensor's own values."""
-    return Pass(_copied, (tensor.reshape(-1),), (), Fibres.whole(tensor.shape))
+    def write(self, out: torch.Tensor, programs: Programs) -> None:
+        runner = programs.of(replace(self.kernel, out=name_of(out)))
+        given = [self.factors] if self.still is None else [self.factors, self.still]
+        for start, stop in runner.ranges(len(out), self.fibres.unit):
+            tiles = [self.fibres.table(x[start:stop]) for x in (*self.inputs, out)]
+            runner.run_piece([*tiles, *(self.fibres.cut(x, start, stop) for x in given)])
 
 
 def same(tensors: Sequence[torch.Tensor]) -> bool:
@@ -74,53 +148,32 @@ def mixed(
     start_from: torch.Tensor,
     terms: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
     fibres: Fibres,
-) -> Pass:
+    still: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Made:
     """a − Σc(a − x).
 
     Args:
         start_from: a.
         terms: c (float64, shape [count]) and x (None stands for 0), in the order of the sum.
         fibres: the vectors that each have a c.
+        still: another tensor, and the vectors (booleans, shape [count]) that are taken from it.
     """
+    sized = [(float(c.abs().max()), c, x) for c, x in terms]
     # 0 comes last: it is no tensor that a piece is taken of.
-    live = [term for term in terms if bool((term[0] != 0).any())]
-    live.sort(key=lambda term: term[1] is None)
+    live = sorted((term for term in sized if term[0] != 0), key=lambda term: term[2] is None)
     if not live:
-        return as_it_is(start_from)
-    inputs = (x.reshape(-1) for x in (start_from, *(x for _, x in live)) if x is not None)
-    return Pass(mix, tuple(inputs), tuple(c.to(torch.float32) for c, _ in live), fibres)
-
-
-def kept_where(made: Pass, base: torch.Tensor, still: torch.Tensor) -> Pass:
-    """What :func:`mixed` made, but the base's vectors where ``still`` (booleans, shape [count])."""
-    return Pass(mix_or_keep, (base.reshape(-1), *made.inputs), (still, *made.factors), made.fibres)
-
-
-def mix(tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int) -> torch.Tensor:
-    """a − Σc(a − x); a :data:`Kernel`.
-
-    Args:
-        tiles: a and then the x.
-        factors: the c, float32. One more than there are x is that of 0.
-        start: has no effect.
-    """
-    origin = tiles[0].to(torch.float32)
-    gaps = chain((origin - x for x in tiles[1:]), (origin,))
-    terms = (gap * factor for gap, factor in zip(gaps, factors, strict=False))
-    change = next(terms)
-    for term in terms:
-        change = change + term
-    return origin - change
-
-
-def mix_or_keep(
-    tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int
-) -> torch.Tensor:
-    """The first tile where the first factor is true, else the :func:`mix` of the rest."""
-    return torch.where(factors[0], tiles[0].to(torch.float32), mix(tiles[1:], factors[1:], start))
-
-
-def _copied(
-    tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int
-) -> torch.Tensor:
-    return tiles[0].to(torch.float32)
+        return Copied(start_from)
+    inputs = [x.reshape(-1) for x in (start_from, *(x for *_, x in live)) if x is not None]
+    kernel = Mixture(
+        dtypes=tuple(name_of(x) for x in inputs),
+        out="float32",
+        vectors=fibres.seen,
+        rest=any(x is None for *_, x in live),
+        still=None if still is None else name_of(still[0]),
+    )
+    factors = torch.stack([c for _, c, _ in live]).to(torch.float32)
+    reach = 1 + 2 * sum(size for size, *_ in live)
+    if still is None:
+        return Pass(kernel, tuple(inputs), factors, fibres, reach)
+    inputs.append(still[0].reshape(-1))
+    return Pass(kernel, tuple(inputs), factors, fibres, reach, still[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -74,13 +74,12 @@ class Part:
     def bound(self, memory: Memory) -> float:
         """A magnitude that neither the model, nor the base, nor their difference exceeds."""
         if self._bound is None:
-            base = memory.kept(("bound", self.base_key), partial(_bound, self.base))
-            self._bound = base + self._model_bound(memory)
+            self._bound = largest(self.base, self.base_key, memory) + self._model_bound(memory)
         return self._bound
 
     def _model_bound(self, memory: Memory) -> float:
-        key = ("bound", self.contribution.model, self.contribution.tensor)
-        return memory.kept(key, partial(_bound, self.tensor))
+        key = (self.contribution.model, self.contribution.tensor)
+        return largest(self.tensor, key, memory)
 
 
 @dataclass
@@ -120,8 +119,12 @@ class Sparsified:
                 tables.select(name, column, found)
 
 
-def _bound(tensor: torch.Tensor) -> float:
-    """The largest magnitude."""
+def largest(tensor: torch.Tensor, key: Hashable, memory: Memory) -> float:
+    """A tensor's largest magnitude, which the memory keeps under a key; of none 0."""
+    return memory.kept(("bound", key), partial(_largest, tensor))
+
+
+def _largest(tensor: torch.Tensor) -> float:
     if tensor.numel() == 0:
         return 0.0
     low, high = torch.aminmax(tensor)

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import torch
 
 Tiles = Callable[[int, int], Sequence[torch.Tensor]]
 """Elements ``start … stop - 1`` of several tensors: floating, each of shape [stop - start]."""
+
+Vectors = Literal["whole", "rows", "columns"]
 
 _SPAN = 1 << 18
 _BLOCK = 4096
@@ -64,21 +67,28 @@ class Fibres:
             return 1
         return self.count if self.across else self.length
 
+    @property
+    def seen(self) -> Vectors:
+        """What the vectors are in a :meth:`table`."""
+        if self.count == 1:
+            return "whole"
+        return "columns" if self.across else "rows"
+
     def table(self, tile: torch.Tensor) -> torch.Tensor:
-        """A piece of whole units, shaped so that :meth:`spread` values broadcast to it."""
+        """A piece of whole units as a matrix of which the vectors are rows or columns; or flat."""
         if self.count == 1:
             return tile
         return tile.view(-1, self.count if self.across else self.length)
 
-    def spread(self, values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Each vector's value, for the piece of whole units ``start … stop - 1``.
+    def cut(self, values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """The values of the vectors that the piece of whole units ``start … stop - 1`` is part of.
 
         Args:
-            values: shape [count].
+            values: shape [count], or [any, count].
         """
         if self.count == 1 or self.across:
             return values
-        return values[start // self.length : stop // self.length, None]
+        return values[..., start // self.length : stop // self.length].contiguous()
 
     def sums(self, tile: torch.Tensor) -> torch.Tensor:
         """Each vector's sum over a tile of whole units; float64, [vectors in it]."""

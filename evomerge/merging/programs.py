@@ -5,7 +5,8 @@ process of its own, so that neither the compiler's imports nor its memory stay i
 it again takes milliseconds, and calling it microseconds. Compiled or not, the bits are the same, so
 that it is a matter of time alone: a kernel is compiled once that costs less than what is still
 computed without. On a CUDA device a kernel is always compiled (``torch.compile``, to Triton), whose
-multiplications and additions are fused: there the two would differ by roundings.
+multiplications and additions are fused: there the two would differ by roundings, and so may two
+kernels, which is why those whose numbers are compared run as they are.
 
 ``EVOMERGE_CACHE`` names another folder than ``~/.cache/evomerge`` for what is kept;
 ``EVOMERGE_COMPILE`` set to ``never`` compiles nothing on a CPU, to ``always`` everything.
@@ -14,6 +15,7 @@ multiplications and additions are fused: there the two would differ by roundings
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -25,34 +27,61 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
 
-from evomerge.merging import kernels
-from evomerge.merging.kernels import WHOLE, Kernel
+from evomerge.merging.kernels import WHOLE
+from evomerge.merging.taskvectors import pieces
 
 Program = Callable[[list[torch.Tensor]], object]
-
-TILE = 1 << 18
-"""Elements that are computed at a time without a compiler: their steps stay in the cache."""
 
 COMPILING = 15.0
 """Seconds that compiling a kernel takes, about (5 to 9 seen, and the compiler's start)."""
 
-EAGER = 12e-9
-"""Seconds per element and model without a compiler, about; only for the first decision."""
+_SOURCES = ("entries", "kernels", "mixtures", "fusion", "compiling")
+"""The modules that a compiled kernel is made of."""
 
 _TOO_LONG = 600  # seconds
 _SCRATCH = 64 << 20  # bytes that are kept for kernels to write to
 
 
-class Runner:
-    """A kernel as it runs now: compiled, or as it is."""
+class AnyKernel(Protocol):
+    """A pass over tensors of one shape: a frozen dataclass of plain values, so that equal ones are
+    compiled once.
+    """
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def eager(self) -> float:
+        """Seconds per element and model without a compiler, about; only for a first decision."""
+        ...
+
+    @property
+    def compares(self) -> bool:
+        """Whether numbers of two passes are compared, which must then be alike to the last bit."""
+        ...
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Read the inputs and write the outputs among ``tensors``, in place."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+class Runner:
+    """A kernel as it runs now: compiled, or as it is.
+
+    Args:
+        kernel: the pass.
+        device: where the tensors are.
+    """
+
+    def __init__(self, kernel: AnyKernel, device: torch.device) -> None:
+        self.kernel, self._device = kernel, device
         self.program: Program | None = None
         self.spent = 0.0
 
@@ -82,23 +111,25 @@ class Runner:
         self, tensors: Sequence[torch.Tensor], numel: int
     ) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
         """The pieces to run it in: each one's first element, and the tensors cut to it."""
-        step = WHOLE if self.compiled else TILE
-        if numel <= step:
-            if numel:
-                yield 0, tensors
-            return
-        for start in range(0, numel, step):
-            yield start, [tensor[start : start + step] for tensor in tensors]
+        for start, stop in self.ranges(numel):
+            whole = stop - start == numel
+            yield start, tensors if whole else [tensor[start:stop] for tensor in tensors]
+
+    def ranges(self, numel: int, unit: int = 1) -> Iterator[tuple[int, int]]:
+        """The same as ranges of elements: whole units (rows), at least one unit each."""
+        if self.compiled and numel <= WHOLE:
+            return iter([(0, numel)] if numel else [])
+        return pieces(numel, self._device, unit, WHOLE if self.compiled else None)
 
     def run_piece(self, tensors: list[torch.Tensor]) -> None:
         """Run the kernel over one piece: all that it reads and writes, the tables last."""
-        # A compiled program is made for any length but these two.
-        if self.program is not None and tensors[0].shape[0] > 1:
+        # A compiled program is made for any lengths but these two.
+        if self.program is not None and min(tensors[0].shape) > 1:
             self.program(tensors)
             return
         began = time.perf_counter()
         with torch.no_grad():
-            kernels.run(self._kernel, tensors)
+            self.kernel.run(tensors)
         self.spent += time.perf_counter() - began
 
 
@@ -112,15 +143,15 @@ class Programs:
 
     def __init__(self, device: torch.device, ahead: int = 0) -> None:
         self._device = device
-        self._runners: dict[Kernel, Runner] = {}
+        self._runners: dict[AnyKernel, Runner] = {}
         self._scratch = threading.local()
         self.ahead = ahead
 
-    def of(self, kernel: Kernel) -> Runner:
+    def of(self, kernel: AnyKernel) -> Runner:
         """A kernel's runner; compiled first where that pays by now. Ask for each tensor anew."""
         runner = self._runners.get(kernel)
         if runner is None:
-            runner = self._runners[kernel] = Runner(kernel)
+            runner = self._runners[kernel] = Runner(kernel, self._device)
         elif runner.compiled or not self._pays(kernel, runner.spent):
             return runner
         runner.program = self._make(kernel, runner.spent)
@@ -142,9 +173,9 @@ class Programs:
             held = self._scratch.held = torch.empty(nbytes, dtype=torch.uint8)
         return held[:nbytes].view(dtype)
 
-    def _make(self, kernel: Kernel, spent: float) -> Program | None:
+    def _make(self, kernel: AnyKernel, spent: float) -> Program | None:
         if self._device.type != "cpu":
-            return _compiled_in_process(kernel)
+            return None if kernel.compares else _compiled_in_process(kernel)
         if _mode() == "never":
             return None
         try:
@@ -156,15 +187,15 @@ class Programs:
             _gave_up(kernel, problem)
             return None
 
-    def _pays(self, kernel: Kernel, spent: float) -> bool:
+    def _pays(self, kernel: AnyKernel, spent: float) -> bool:
         """Whether compiling costs less than what has been, and will be, computed without."""
         mode = _mode()
         if mode == "never" or kernel in _FAILED:
             return False
-        return mode == "always" or spent + EAGER * self.ahead > COMPILING
+        return mode == "always" or spent + kernel.eager * self.ahead > COMPILING
 
 
-def compile_into_cache(kernel: Kernel) -> bool:
+def compile_into_cache(kernel: AnyKernel) -> bool:
     """Compile a kernel for the CPU into the cache, unless it lies there; whether it does then.
 
     Another process may be compiling the same: then this one does not wait, and goes on without.
@@ -181,7 +212,7 @@ def compile_into_cache(kernel: Kernel) -> bool:
     return path.exists()
 
 
-def _gave_up(kernel: Kernel, problem: Exception) -> None:
+def _gave_up(kernel: AnyKernel, problem: Exception) -> None:
     _FAILED.add(kernel)
     warnings.warn(
         f"merging goes on without a compiler, which is slower: {_told(problem)}", stacklevel=3
@@ -197,7 +228,8 @@ def cache_folder() -> Path:
     return Path(base) / "evomerge"
 
 
-_FAILED: set[Kernel] = set()
+_FAILED: set[AnyKernel] = set()
+_NUMBERS = itertools.count()
 
 
 class _Lock:
@@ -231,8 +263,13 @@ def _told(problem: Exception) -> str:
     return str(problem)
 
 
-def _path(kernel: Kernel) -> Path:
-    text = json.dumps([asdict(kernel), _machine()], sort_keys=True)
+def named(kernel: AnyKernel) -> dict[str, object]:
+    """A kernel as plain values: its class's name and its fields."""
+    return {"class": type(kernel).__name__, **asdict(kernel)}
+
+
+def _path(kernel: AnyKernel) -> Path:
+    text = json.dumps([named(kernel), _machine()], sort_keys=True)
     return cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.pt2"
 
 
@@ -243,13 +280,13 @@ def _machine() -> list[str]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    names = ("entries.py", "kernels.py", "compiling.py")
-    source = b"".join(Path(kernels.__file__).with_name(name).read_bytes() for name in names)
+    folder = Path(__file__).parent
+    source = b"".join((folder / f"{name}.py").read_bytes() for name in _SOURCES)
     digest = hashlib.sha256(source + flags.encode()).hexdigest()
     return [digest, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability()]
 
 
-def _load(kernel: Kernel, path: Path) -> Program | None:
+def _load(kernel: AnyKernel, path: Path) -> Program | None:
     """A kernel from the cache; None if it cannot be loaded. A damaged file is deleted.
 
     The loader's class is what ``torch._inductor.aoti_load_package`` wraps; that function imports
@@ -281,17 +318,22 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-def _compiled_in_process(kernel: Kernel) -> Program:
-    program = torch.compile(partial(kernels.run, kernel), dynamic=True, fullgraph=True)
-
+def _compiled_in_process(kernel: AnyKernel) -> Program:
     def run(tensors: list[torch.Tensor]) -> None:
+        kernel.run(tensors)
+
+    # torch compiles the same code object 8 times at most, whatever it is a closure of.
+    run.__code__ = run.__code__.replace(co_name=f"{type(kernel).__name__}_{next(_NUMBERS)}")
+    program = torch.compile(run, dynamic=True, fullgraph=True)
+
+    def compiled(tensors: list[torch.Tensor]) -> None:
         with torch.no_grad():
             program(tensors)
 
-    return run
+    return compiled
 
 
-def _compile_in_process_of_its_own(kernel: Kernel, path: Path) -> None:
+def _compile_in_process_of_its_own(kernel: AnyKernel, path: Path) -> None:
     partly = path.with_suffix(f".{os.getpid()}.part.pt2")
     try:
         subprocess.run(
@@ -299,7 +341,7 @@ def _compile_in_process_of_its_own(kernel: Kernel, path: Path) -> None:
                 sys.executable,
                 "-m",
                 "evomerge.merging.compiling",
-                json.dumps(asdict(kernel)),
+                json.dumps(named(kernel)),
                 str(partly),
             ],
             check=True,

@@ -10,22 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 
-from evomerge.merging.mixtures import Pass, as_it_is, same
-from evomerge.merging.products import Fibres, products
-from evomerge.merging.selection import Counts, Limit, among, count, limit
-from evomerge.merging.taskvectors import Memory, TaskVector
+from evomerge.merging.fusion import REMAINDER, Entry, Fusion, Goal
+from evomerge.merging.mixtures import Copied, Made, same
+from evomerge.merging.parts import flattened, largest, name_of
+from evomerge.merging.programs import Programs
+from evomerge.merging.selection import Counts, Limit, count, limit
+from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import TensorMerge
 
 _NO_SUM = 1e-6  # a smaller sum of mean squares weighs all models alike
-_SMALLEST_DIVISOR = 1e-6
+_FAR = (1 << 31) - 1
+_ROOM = 61  # bits of a sum of integers
+_LARGEST_SCALE = 120  # as a power of two: below float32's largest number
+_PRECISE = 28  # bits of a square, on average, that are summed at least
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The elements that are merged, and Σδ² over them for each model."""
+    """The elements that are merged, and what the models weigh: Σδ² over them."""
 
     limit: Limit | None
     squares: tuple[float, ...]
@@ -35,8 +42,9 @@ def sce(
     spec: TensorMerge,
     base: torch.Tensor | None,
     tensors: Sequence[torch.Tensor],
-    memory: Memory | None = None,
-) -> Pass:
+    memory: Memory,
+    programs: Programs,
+) -> Made:
     """θ₀ + Σwδ/Σw over the models that agree with the elected sign, at the selected elements.
 
     Selected are the ⌊select_topk·m⌋ elements whose task vectors vary most between the models, m
@@ -48,7 +56,8 @@ def sce(
         spec: ``select_topk`` and the names; the weights play no part.
         base: the base model's tensor.
         tensors: the models', of its shape; none at all gives the base.
-        memory: keeps how the variances are spread, and the last selection.
+        memory: keeps how the variances are spread, Σδ² of each model, and the last selection.
+        programs: runs the passes.
 
     Raises:
         ValueError: there is no base.
@@ -56,141 +65,153 @@ def sce(
     if base is None:
         raise ValueError(f"{spec.name}: sce needs a base model")
     if not tensors or base.numel() == 0 or spec.select_topk <= 0:
-        return as_it_is(base)
+        return Copied(base)
     names = tuple((part.model, part.tensor) for part in spec.contributions)
-    deltas = _Deltas([TaskVector(base, tensor) for tensor in tensors])
-    memory = memory or Memory()
+    models = _Models(base, tensors, programs)
     key = ("sce", spec.base, *names)
+    if spec.select_topk >= 1 and memory.kept((*key, "equal"), lambda: same(tensors)):
+        return Copied(tensors[0])
+    sizes = [largest(one, name, memory) for one, name in zip(tensors, names, strict=True)]
+    bound = largest(base, spec.base, memory) + max(sizes)
+    every = memory.kept((*key, "all"), lambda: models.squares(None, bound))
     if spec.select_topk >= 1:
-        if memory.kept((*key, "equal"), lambda: same(tensors)):
-            return as_it_is(tensors[0])
-        chosen = memory.kept((*key, "all"), lambda: _Chosen(None, deltas.squares(None)))
-    else:
-        counts = memory.kept((*key, "variances"), deltas.counts)
-        wanted = int(counts.nonzero * spec.select_topk)
-        if wanted == 0:
-            return as_it_is(base)
-        chosen = memory.kept((*key, "chosen"), lambda: deltas.choose(counts, wanted), wanted)
-    return _merged(base, tensors, chosen)
+        return _Merge(models, _Chosen(None, every))
+    counts = memory.kept((*key, "variances"), models.counts)
+    wanted = int(counts.nonzero * spec.select_topk)
+    if wanted == 0:
+        return Copied(base)
+
+    def choose() -> _Chosen:
+        within = limit(models, counts, wanted, models.numel)
+        # Where all of them together are too small to weigh the models, so are some of them.
+        small = _are_small(every, models.numel)
+        return _Chosen(within, every if small else models.squares(within, bound))
+
+    return _Merge(models, memory.kept((*key, "chosen"), choose, wanted))
 
 
-class _Deltas:
-    """Several models' task vectors of one tensor."""
+class _Models:
+    """Several models' tensors beside the base's, all of one shape."""
 
-    def __init__(self, vectors: Sequence[TaskVector]) -> None:
-        self._vectors = vectors
-        self.numel, self.device = vectors[0].numel, vectors[0].device
+    def __init__(
+        self, base: torch.Tensor, tensors: Sequence[torch.Tensor], programs: Programs
+    ) -> None:
+        self.inputs = [flattened(tensor) for tensor in (base, *tensors)]
+        self.types = name_of(base), tuple(name_of(tensor) for tensor in tensors)
+        self.numel, self.device = base.numel(), base.device
+        self.programs = programs
 
-    def tiles(self, start: int, stop: int, within: Limit | None = None) -> list[torch.Tensor]:
-        """Elements ``start … stop - 1``, 0 where they are not chosen; the caller's to change."""
-        tiles = [vector.piece(start, stop) for vector in self._vectors]
+    def kernel(self, goal: Goal, within: Limit | None, out: str | None = None) -> Fusion:
+        """A pass over them."""
+        base, types = self.types
+        return Fusion(goal, types, base, out, selects=within is not None)
+
+    def tables(
+        self,
+        start: int = 0,
+        within: Limit | None = None,
+        half: int = -1,
+        floats: Sequence[float] = (),
+    ) -> list[torch.Tensor]:
+        """The two small tables of a pass, for a piece from element ``start`` on."""
+        numbers = np.zeros(len(self.types[1]) + 2)
+        numbers[len(numbers) - len(floats) :] = floats
+        ints = np.full(len(Entry), half, dtype=np.int32)
         if within is not None:
-            keep = among(_bits(tiles), start, within.bits, within.last).to(torch.float32)
-            for tile in tiles:
-                tile.mul_(keep)
-        return tiles
-
-    def squares(self, within: Limit | None) -> tuple[float, ...]:
-        """Σδ² of each model over the chosen elements."""
-        pairs = [(i, i) for i in range(len(self._vectors))]
-        fibres = Fibres.whole((self.numel,))
-        sums = products(lambda start, stop: self.tiles(start, stop, within), pairs, fibres)
-        return tuple(sums[:, 0].tolist())
+            ints[Entry.LEAST] = within.bits
+            ints[Entry.LAST] = min(max(within.last - start, -1), _FAR)
+        made = torch.from_numpy(numbers).to(torch.float32), torch.from_numpy(ints)
+        return [table.to(self.device) for table in made]
 
     def counts(self) -> Counts:
         """How the variances are spread."""
-        return count(self.bits, self.numel, self.device)
-
-    def choose(self, counts: Counts, wanted: int) -> _Chosen:
-        """The ``wanted`` elements of largest variance."""
-        within = limit(self.bits, counts, wanted, self.numel)
-        return _Chosen(within, self.squares(within))
+        return count(self, self.numel, self.device)
 
     def bits(self, start: int, stop: int) -> torch.Tensor:
-        """The variances' bits; int32."""
-        return _bits(self.tiles(start, stop))
+        """The variances' bits; int32. In memory that is used again."""
+        return self._variances(start, stop, -1)[0]
+
+    def inside(self, start: int, stop: int, half: int) -> torch.Tensor:
+        """Those whose upper half is ``half``."""
+        bits, there = self._variances(start, stop, half)
+        if self.device.type != "cpu":
+            return bits[there]
+        # numpy finds the few in a fraction of torch's time.
+        return bits[torch.from_numpy(np.flatnonzero(there.numpy()))]
+
+    def _variances(self, start: int, stop: int, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+        size = stop - start
+        room = self.programs.scratch(5 * size, torch.uint8)
+        bits, there = room[: 4 * size].view(torch.int32), room[4 * size :].view(torch.bool)
+        tiles = [tensor[start:stop] for tensor in self.inputs]
+        runner = self.programs.of(self.kernel("variances", None))
+        runner.run_piece([*tiles, bits, there, *self.tables(half=half)])
+        return bits, there
+
+    def squares(self, within: Limit | None, bound: float) -> tuple[float, ...]:
+        """Σδ² of each model over the chosen elements, none of which exceeds ``bound``."""
+        room = _ROOM - self.numel.bit_length()
+        scale = _scale(bound)
+        while True:
+            sums = self._sums(within, [2.0**scale, 2.0**room])
+            # The chosen elements may be far smaller than others are.
+            # (A sum is below 0 where task vectors overflow, as then does the merge.)
+            units = max(sum(sums), 0) + self.numel
+            most = math.ldexp(float(units), -room - REMAINDER - 2 * scale)
+            finer = _scale(math.sqrt(most))
+            if sum(sums) >= self.numel << _PRECISE or finer <= scale:
+                break
+            scale = finer
+        return tuple(math.ldexp(float(one), -room - REMAINDER - 2 * scale) for one in sums)
+
+    def _sums(self, within: Limit | None, floats: Sequence[float]) -> list[int]:
+        models = len(self.types[1])
+        runner = self.programs.of(self.kernel("squares", within))
+        sums = [0] * models
+        for start, tiles in runner.pieces(self.inputs, self.numel):
+            made = torch.zeros(2 * models, dtype=torch.int64, device=self.device)
+            runner.run_piece([*tiles, made, *self.tables(start, within, floats=floats)])
+            found = made.tolist()
+            parts = zip(found[:models], found[models:], strict=True)
+            sums = [
+                mine + (whole << REMAINDER) + rest
+                for mine, (whole, rest) in zip(sums, parts, strict=True)
+            ]
+        return sums
 
 
-def _bits(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The models' variance at each element (of the population): a float32's bits, as int32.
+@dataclass(frozen=True)
+class _Merge:
+    """SCE's result, yet to be written.
 
-    From the differences to the first model, of which the largest is no larger than the spread:
-    nothing cancels, and equal models have exactly 0.
+    Args:
+        models: what it is made of.
+        chosen: what is selected.
     """
-    first, size = tiles[0], len(tiles)
-    gaps = [tile - first for tile in tiles[1:]]
-    mean = torch.zeros_like(first)
-    for gap in gaps:
-        mean.add_(gap)
-    mean.div_(size)
-    total = mean.square()
-    for gap in gaps:
-        total.add_(gap.sub_(mean).square_())
-    return total.div_(size).view(torch.int32)
+
+    models: _Models
+    chosen: _Chosen
+    reach: ClassVar[float] = 3.0  # the base, and a task vector on top of it
+
+    def write(self, out: torch.Tensor, programs: Programs) -> None:
+        models, within = self.models, self.chosen.limit
+        runner = programs.of(models.kernel("merge", within, name_of(out)))
+        floats = [*_weights(self.chosen.squares, models.numel), 0.0, 0.0]
+        for start, tiles in runner.pieces([*models.inputs, out], models.numel):
+            runner.run_piece([*tiles, *models.tables(start, within, floats=floats)])
+
+
+def _scale(bound: float) -> int:
+    """The power of two that brings numbers of at most ``bound`` below 1."""
+    return min(-math.frexp(bound)[1], _LARGEST_SCALE)
 
 
 def _weights(squares: Sequence[float], numel: int) -> list[float]:
-    total = math.fsum(squares)
-    if total / numel < _NO_SUM:
+    if _are_small(squares, numel):
         return [1 / len(squares)] * len(squares)
+    total = math.fsum(squares)
     return [square / total for square in squares]
 
 
-def _merged(base: torch.Tensor, tensors: Sequence[torch.Tensor], chosen: _Chosen) -> Pass:
-    def single(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor([value], dtype=dtype, device=base.device)
-
-    factors = [single(weight) for weight in _weights(chosen.squares, base.numel())]
-    if chosen.limit is not None:
-        factors.append(single(chosen.limit.bits, torch.int32))
-        factors.append(single(chosen.limit.last, torch.int64))
-    inputs = tuple(x.reshape(-1) for x in (base, *tensors))
-    kernel = fuse if chosen.limit is None else fuse_selected
-    return Pass(kernel, inputs, tuple(factors), Fibres.whole(base.shape))
-
-
-def fuse(
-    tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int
-) -> torch.Tensor:
-    """θ₀ + Σwδ/Σw over the models that agree with the sign of Σδ, all elements selected; a kernel.
-
-    Args:
-        tiles: θ₀ and then the models.
-        factors: their w.
-        start: has no effect.
-    """
-    base = tiles[0].to(torch.float32)
-    return base + _fused([tile - base for tile in tiles[1:]], factors)
-
-
-def fuse_selected(
-    tiles: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], start: int
-) -> torch.Tensor:
-    """The same of the elements of largest variance, θ₀ elsewhere; a kernel.
-
-    Args:
-        tiles: θ₀ and then the models.
-        factors: their w, and a limit's ``bits`` and ``last``.
-        start: the index of the tiles' first element.
-    """
-    *weights, least, last = factors
-    base = tiles[0].to(torch.float32)
-    deltas = [tile - base for tile in tiles[1:]]
-    keep = among(_bits(deltas), start, least, last).to(torch.float32)
-    return base + _fused([delta * keep for delta in deltas], weights)
-
-
-def _fused(deltas: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Σwδ/Σw over those that agree; 0 where none does."""
-    total = deltas[0]
-    for delta in deltas[1:]:
-        total = total + delta
-    # Turned by the elected sign, those that agree are positive. (It can be - for -0: then all
-    # are 0, and none agrees.)
-    sign = torch.copysign(torch.ones_like(total), total)
-    change, divisor = torch.zeros_like(total), torch.zeros_like(total)
-    for delta, weight in zip(deltas, weights, strict=True):
-        agreeing = (delta * sign).relu_()
-        change = change.add_(agreeing * weight)
-        divisor = divisor.add_(agreeing.sign_().mul_(weight))
-    return change.mul_(sign).div_(divisor.clamp_(min=_SMALLEST_DIVISOR))
+def _are_small(squares: Sequence[float], numel: int) -> bool:
+    return math.fsum(squares) / numel < _NO_SUM

@@ -6,17 +6,28 @@ equal numbers the first count as larger, so that every selection has exactly its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from evomerge.merging.taskvectors import pieces
 
-Bits = Callable[[int, int], torch.Tensor]
-"""The numbers' bits for elements ``start … stop - 1``: int32, shape [stop - start]."""
-
 _HALF = 1 << 16
+_KEPT = 1 << 22  # numbers of one upper half that are kept while they are counted
+
+
+class Numbers(Protocol):
+    """Where the numbers come from, asked piece by piece."""
+
+    def bits(self, start: int, stop: int) -> torch.Tensor:
+        """The bits of elements ``start … stop - 1``: int32, shape [stop - start]."""
+        ...
+
+    def inside(self, start: int, stop: int, half: int) -> torch.Tensor:
+        """Those of them, in their order, whose upper half is ``half``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,56 +58,69 @@ class Limit:
     last: int
 
 
-def among(
-    bits: torch.Tensor, start: int, least: int | torch.Tensor, last: int | torch.Tensor
-) -> torch.Tensor:
-    """Whether numbers are among the largest.
-
-    Args:
-        bits: of the numbers from element ``start`` on, shape [size], size < 2³¹.
-        start: their first index.
-        least, last: a :class:`Limit`'s ``bits`` and ``last``.
-
-    Returns:
-        Booleans, shape [size].
-    """
-    size = len(bits)
-    end = torch.as_tensor(last - start).clamp(-1, size).to(torch.int32)
-    late = torch.arange(size, dtype=torch.int32, device=bits.device) > end
-    return bits >= late.to(torch.int32) + least  # an equal one that comes late must be larger
-
-
-def count(bits: Bits, numel: int, device: torch.device) -> Counts:
+def count(numbers: Numbers, numel: int, device: torch.device) -> Counts:
     """Go through all the numbers once."""
     counts = torch.zeros(_HALF // 2, dtype=torch.int64, device=device)
     nonzero = 0
     for start, stop in pieces(numel, device):
-        tile = bits(start, stop)
+        tile = numbers.bits(start, stop)
         counts += torch.bincount(tile >> 16, minlength=len(counts))
         nonzero += int(tile.count_nonzero())
     halves = counts.nonzero()[:, 0].flip(0)
     return Counts(halves, counts[halves].cumsum(0), nonzero)
 
 
-def limit(bits: Bits, counts: Counts, wanted: int, numel: int) -> Limit:
+def limit(numbers: Numbers, counts: Counts, wanted: int, numel: int) -> Limit:
     """Of the ``wanted`` largest numbers, 1 … ``numel``. Goes through the numbers once or twice."""
-    device = counts.above.device
     place = int(torch.searchsorted(counts.above, wanted))
     high = int(counts.halves[place])
     spare = wanted - (int(counts.above[place - 1]) if place else 0)
-    lower = torch.zeros(_HALF, dtype=torch.int64, device=device)
-    for start, stop in pieces(numel, device):
-        tile = bits(start, stop)
-        inside = tile[(tile >> 16) == high].bitwise_and_(_HALF - 1)
-        if len(inside):
-            lower += torch.bincount(inside, minlength=_HALF)
-    above = lower.flip(0).cumsum(0)
+    found = _Lower(numbers, high, numel, counts.above.device)
+    above = found.counts.flip(0).cumsum(0)
     place = int(torch.searchsorted(above, spare))
-    value = high << 16 | (_HALF - 1 - place)
+    lower = _HALF - 1 - place
+    value = high << 16 | lower
     if int(above[place]) == spare:
         return Limit(value, numel - 1)
     spare -= int(above[place - 1]) if place else 0
-    return Limit(value, _nth(bits, value, spare, pieces(numel, device)))
+    ranges, spare = found.near(lower, spare)
+    return Limit(value, _nth(numbers, value, spare, ranges))
+
+
+class _Lower:
+    """The lower halves of the numbers that have one upper half.
+
+    Args:
+        numbers: all of them.
+        high: the upper half.
+        numel: how many numbers.
+        device: where they are.
+    """
+
+    def __init__(self, numbers: Numbers, high: int, numel: int, device: torch.device) -> None:
+        self.counts = torch.zeros(_HALF, dtype=torch.int64, device=device)
+        self._ranges = list(pieces(numel, device))
+        self._kept: list[torch.Tensor] = []
+        uncounted, size = [], 0
+        for start, stop in self._ranges:
+            mine = numbers.inside(start, stop, high) & (_HALF - 1)
+            uncounted.append(mine)
+            size += len(mine)
+            if size <= _KEPT:
+                self._kept.append(mine)
+            # Together, because a count takes as long as it has places.
+            if stop == numel or sum(map(len, uncounted)) > _HALF:
+                self.counts += torch.bincount(torch.cat(uncounted), minlength=_HALF)
+                uncounted.clear()
+
+    def near(self, lower: int, wanted: int) -> tuple[list[tuple[int, int]], int]:
+        """Where the ``wanted``-th one, from 1, that equals ``lower`` is, and its place there."""
+        for number, mine in enumerate(self._kept):
+            equal = int((mine == lower).sum())
+            if equal >= wanted:
+                return self._ranges[number : number + 1], wanted
+            wanted -= equal
+        return self._ranges[len(self._kept) :], wanted
 
 
 def middle(numel: int, density: float, gamma: float) -> tuple[int, int]:
@@ -119,10 +143,10 @@ def middle(numel: int, density: float, gamma: float) -> tuple[int, int]:
     return first, first + kept
 
 
-def _nth(bits: Bits, value: int, wanted: int, ranges: Iterator[tuple[int, int]]) -> int:
+def _nth(numbers: Numbers, value: int, wanted: int, ranges: Iterable[tuple[int, int]]) -> int:
     """The index of the ``wanted``-th element, from 1, that equals ``value``."""
     for start, stop in ranges:
-        found = (bits(start, stop) == value).nonzero()[:, 0]
+        found = (numbers.bits(start, stop) == value).nonzero()[:, 0]
         if len(found) >= wanted:
             return start + int(found[wanted - 1])
         wanted -= len(found)

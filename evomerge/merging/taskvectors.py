@@ -30,9 +30,18 @@ class Sized(Protocol):
 _S = TypeVar("_S", bound=Sized)
 
 
-def pieces(numel: int, device: torch.device, unit: int = 1) -> Iterator[tuple[int, int]]:
-    """Cut ``numel`` elements into ranges of whole units (rows), at least one unit each."""
-    tile = TILES["cpu" if device.type == "cpu" else "other"]
+def pieces(
+    numel: int, device: torch.device, unit: int = 1, most: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Cut ``numel`` elements into ranges of whole units (rows), at least one unit each.
+
+    Args:
+        numel: how many.
+        device: where the tensors are.
+        unit: elements of a unit; ``numel`` is a multiple.
+        most: elements of a range; None is ``TILES``'.
+    """
+    tile = most or TILES["cpu" if device.type == "cpu" else "other"]
     step = max(tile // unit, 1) * unit
     for start in range(0, numel, step):
         yield start, min(start + step, numel)

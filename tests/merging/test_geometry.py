@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from evomerge.merging import merge, taskvectors
+from evomerge.merging.methods import merge_bounded
 from evomerge.merging.products import Fibres, products
 from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import Contribution, TensorMerge
@@ -369,6 +370,57 @@ def test_sce_weighs_small_changes_alike() -> None:
     one, other = torch.tensor([4e-4, 0.0]), torch.tensor([2e-4, 0.0])
     merged = merge(spec_of("sce", (1.0, 1.0)), base, [one, other])
     assert merged.tolist() == pytest.approx([3e-4, 0.0])
+
+
+@pytest.mark.parametrize("far", [1.0, 100.0, 1e4, 1e12])
+@pytest.mark.parametrize("size", [1.0, 1e-15])
+def test_sce_weighs_by_what_is_selected_however_large_the_rest_is(far: float, size: float) -> None:
+    """Where the models agree nothing varies and nothing is selected, be it as large as it may."""
+    base = torch.zeros(2000)
+    tensors = [x * size for x in models((2000,), 2, 14)[1:]]
+    for tensor, factor in zip(tensors, (1.0, 3.0), strict=True):
+        tensor *= factor
+        tensor[1000:] = far
+    spec = spec_of("sce", (1.0, 1.0), select_topk=0.9)
+    merged = merge(spec, base, tensors)
+    right = expected(spec, base, tensors)
+    assert int((merged[:1000] != 0).sum()) == 900
+    assert not merged[1000:].any()
+    right.check(merged)
+
+
+def test_sce_leaves_zeros_their_signs_where_nothing_is_selected() -> None:
+    base, one = torch.tensor([-0.0, -0.0, 0.0, 1.0]), torch.tensor([0.0, -0.0, 0.0, 2.0])
+    merged = merge(spec_of("sce", (1.0, 1.0), select_topk=0.9), base, [one, base])
+    assert torch.equal(bits(merged), bits(base)), "one element varies, and 0.9 of one is none"
+    spec = spec_of("sce", (1.0, 1.0), select_topk=0.9)
+    base, one = (torch.cat([x, torch.arange(10.0)]) for x in (base, one))
+    merged = merge(spec, base, [one * 2, base])
+    assert torch.equal(bits(merged[:3]), bits(base[:3]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    spec=specs(),
+    dtype=st.sampled_from(TYPES),
+    out=st.sampled_from(TYPES),
+    size=st.sampled_from([1.0, 3e3, 2e4, 1e19, 1e38]),
+    seed=st.integers(0, 10**6),
+)
+def test_what_is_certain_to_be_finite_is(
+    spec: TensorMerge, dtype: torch.dtype, out: torch.dtype, size: float, seed: int
+) -> None:
+    most = torch.finfo(dtype).max
+    drawn = [(x * size).clamp(-most, most).to(dtype) for x in models((9, 13), 5, seed)]
+    base, tensors = inputs(spec, drawn)
+    merged, certain = merge_bounded(spec, base, tensors, dtype=out, memory=Memory())
+    assert torch.isfinite(merged).all() or not certain
+    if size == 1:
+        assert certain or merge_is_a_copy(merged, drawn)
+
+
+def merge_is_a_copy(merged: torch.Tensor, drawn: Sequence[torch.Tensor]) -> bool:
+    return any(torch.equal(merged, x.to(merged.dtype)) for x in drawn)
 
 
 def test_what_cannot_be_merged_is_said() -> None:

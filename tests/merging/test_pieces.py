@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.merging import MergeEngine, merge, programs, taskvectors
+from evomerge.merging import MergeEngine, merge, taskvectors
 from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import Contribution, TensorMerge
 from evomerge.references import ModelReference
@@ -61,7 +61,6 @@ def test_pieces_of_any_size_give_the_definition(
     whole = merge(spec, given_base, tensors)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(taskvectors.TILES, "cpu", tile)
-        patch.setattr(programs, "TILE", tile)
         cut = merge(spec, given_base, tensors)
     expected(spec, given_base, tensors).check(cut)
     assert torch.equal(bits(cut), bits(whole))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from evomerge.merging import compiling, kernels, merge, programs
+from evomerge.merging import compiling, merge, programs
+from evomerge.merging.fusion import Fusion
 from evomerge.merging.kernels import Kernel
-from evomerge.merging.programs import Programs
+from evomerge.merging.mixtures import Mixture
+from evomerge.merging.programs import AnyKernel, Programs, Runner
 from evomerge.merging.taskvectors import Memory
 from evomerge.recipe import METHODS, Contribution, TensorMerge
 from evomerge.references import ModelReference
@@ -48,49 +53,79 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def by_angles(method: str, models: int, **changes: Any) -> TensorMerge:
+    return replace(
+        spec_of("task_arithmetic", 1.0),
+        method=method,
+        contributions=spec_of("task_arithmetic", 1.0).contributions[:models],
+        **changes,
+    )
+
+
+SPECS = [
+    *(spec_of(method, density) for method in RECIPES for density in (0.31, 0.8)),
+    *(by_angles("slerp", 1, t=t) for t in (0.3, 0.8)),
+    *(by_angles("sce", 3, select_topk=share) for share in (0.2, 0.9)),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_compiled_and_not_the_bits_are_the_same(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Odd sizes, one element, none; sums and all; with a memory and without."""
-    asked: set[Kernel] = set()
+    asked: set[AnyKernel] = set()
     monkeypatch.setenv("EVOMERGE_COMPILE", "never")
-    original = kernels.run
+    original = Runner.run_piece
 
-    def noting(kernel: Kernel, tensors: list[torch.Tensor]) -> None:
-        asked.add(kernel)
-        original(kernel, tensors)
+    def noting(self: Runner, tensors: list[torch.Tensor]) -> None:
+        asked.add(self.kernel)
+        original(self, tensors)
 
-    monkeypatch.setattr(kernels, "run", noting)
-    shapes = [(67, 301), (60_001,), (1,), (), (0, 3), (2, 1)]
+    def merged(spec: TensorMerge, shape: tuple[int, ...], **given: Any) -> torch.Tensor:
+        base, *tensors = drawn(shape)
+        mine = tensors[: len(spec.contributions)]
+        return merge(spec, base, mine, dtype=torch.bfloat16, **given)
+
+    monkeypatch.setattr(Runner, "run_piece", noting)
+    shapes = [(67, 301), (60_001,), (1,), (), (0, 3), (2, 1), (1, 7)]
     plain = {}
-    for method in RECIPES:
-        for shape in shapes:
-            for density in (0.31, 0.8):
-                base, *tensors = drawn(shape)
-                spec = spec_of(method, density)
-                plain[method, shape, density] = merge(spec, base, tensors, dtype=torch.bfloat16)
-                merge(spec, base, tensors, dtype=torch.bfloat16, memory=Memory(1 << 24))
-    monkeypatch.setattr(kernels, "run", original)
-    assert len(asked) >= 6
+    for case in product(range(len(SPECS)), shapes):
+        plain[case] = merged(SPECS[case[0]], case[1])
+        merged(SPECS[case[0]], case[1], memory=Memory(1 << 24))
+    monkeypatch.setattr(Runner, "run_piece", original)
+    # The last: rows that each have a factor, and some of which stay.
+    asked.add(MIXTURE)
+    assert {type(kernel) for kernel in asked} == {Kernel, Mixture, Fusion}
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(programs.compile_into_cache, asked))
     monkeypatch.setenv("EVOMERGE_COMPILE", "auto")
     ready = Programs(CPU)
     assert all(ready.of(kernel).compiled for kernel in asked)
-    for (method, shape, density), expected in plain.items():
-        base, *tensors = drawn(shape)
+    for case, expected in plain.items():
         for kept in (None, Memory(1 << 24)):
-            found = merge(
-                spec_of(method, density),
-                base,
-                tensors,
-                dtype=torch.bfloat16,
-                memory=kept,
-                programs=ready,
-            )
-            assert torch.equal(bits(found), bits(expected)), (method, shape, density)
+            found = merged(SPECS[case[0]], case[1], memory=kept, programs=ready)
+            assert torch.equal(bits(found), bits(expected)), case
+    for rows, columns in ((40, 33), (7, 1000), (1, 9), (9, 1)):
+        given = mixture_of(rows, columns)
+        expected_of = [tensor.clone() for tensor in given]
+        MIXTURE.run(expected_of)
+        ready.of(MIXTURE).run_piece(list(given))  # which it empties
+        assert torch.equal(bits(given[4]), bits(expected_of[4]))
+        assert torch.equal(given[4][::2], given[3][::2])
+        assert not torch.equal(given[4][1::2], given[3][1::2]) or rows == 1
+
+
+MIXTURE = Mixture(("float32",) * 3, "float32", "rows", rest=True, still="float32")
+
+
+def mixture_of(rows: int, columns: int) -> list[torch.Tensor]:
+    """Its tensors; every other row stays."""
+    random = torch.Generator().manual_seed(rows)
+    tiles = [torch.randn(rows, columns, generator=random) for _ in range(5)]
+    still = torch.arange(rows) % 2 == 0
+    return [*tiles, torch.randn(MIXTURE.terms, rows, generator=random), still]
 
 
 KERNEL = Kernel("merge", ("float32",), "float32", "float32")
@@ -101,6 +136,27 @@ def run_once(ready: Programs) -> torch.Tensor:
     tensors[0] += 1
     ready.of(KERNEL).run_piece(tensors)
     return tensors[2]
+
+
+@pytest.mark.parametrize("kind", [Kernel, Mixture])
+def test_a_device_runs_as_many_kernels_as_a_search_asks_for(
+    kind: type[AnyKernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch compiles one code object 8 times at most, and a search of methods asks for more."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    types = list(product(("float32", "bfloat16", "float16"), repeat=2))
+    for one, out in types:
+        kernel: AnyKernel = Kernel("merge", (one,), one, out)
+        if kind is Mixture:
+            kernel = Mixture((one, one), out, "whole")
+        run = programs._compiled_in_process(kernel)
+        for length in (4096, 3000, 1):
+            tensors = [tensor + 1 for tensor in compiling.example(kernel, length)]
+            plain = [tensor.clone() for tensor in tensors]
+            run(tensors)
+            kernel.run(plain)
+            assert all(map(torch.equal, tensors, plain))
+    assert len(types) > 8
 
 
 def test_without_a_compiler_the_merge_goes_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
