@@ -31,6 +31,9 @@ _FIRST = 0x7FEB352D
 WHOLE = 1 << 30
 """Elements that a pass has at most: indices are 32-bit integers."""
 
+SUM_BITS = 61
+"""Bits that a sum of integers has room for."""
+
 BINS = (12 << 10) + 1
 """Bins of a ``table`` pass: 2¹⁰ for each halving of the density down to 2⁻¹², and one below."""
 

@@ -110,7 +110,8 @@ def merge_bounded(
             bound = merge_family(spec, base, tensors, rounded, work)
         if rounded is not out:
             out.copy_(rounded)
-    return out, bound < torch.finfo(dtype).max / 2
+    most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    return out, bound < most / 2
 
 
 def _merge_other(

@@ -158,7 +158,8 @@ def mixed(
         fibres: the vectors that each have a c.
         still: another tensor, and the vectors (booleans, shape [count]) that are taken from it.
     """
-    sized = [(float(c.abs().max()), c, x) for c, x in terms]
+    factors = [c.to(torch.float32) for c, _ in terms]
+    sized = [(float(c.abs().max()), c, x) for c, (_, x) in zip(factors, terms, strict=True)]
     # 0 comes last: it is no tensor that a piece is taken of.
     live = sorted((term for term in sized if term[0] != 0), key=lambda term: term[2] is None)
     if not live:
@@ -171,9 +172,9 @@ def mixed(
         rest=any(x is None for *_, x in live),
         still=None if still is None else name_of(still[0]),
     )
-    factors = torch.stack([c for _, c, _ in live]).to(torch.float32)
+    given = torch.stack([c for _, c, _ in live])
     reach = 1 + 2 * sum(size for size, *_ in live)
     if still is None:
-        return Pass(kernel, tuple(inputs), factors, fibres, reach)
+        return Pass(kernel, tuple(inputs), given, fibres, reach)
     inputs.append(still[0].reshape(-1))
-    return Pass(kernel, tuple(inputs), factors, fibres, reach, still[1])
+    return Pass(kernel, tuple(inputs), given, fibres, reach, still[1])

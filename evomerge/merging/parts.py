@@ -11,14 +11,12 @@ import torch
 
 from evomerge.checkpoints import dtypes
 from evomerge.merging.entries import F, I
-from evomerge.merging.kernels import Keep, Ranks
+from evomerge.merging.kernels import SUM_BITS, Keep, Ranks
 from evomerge.merging.magnitudes import Largest
 from evomerge.merging.masks import Stream, drawn_density
 from evomerge.merging.tables import Tables
 from evomerge.merging.taskvectors import Memory, TaskVector
 from evomerge.recipe import Contribution, TensorMerge
-
-_ROOM = 61  # bits of a sum of integers
 
 
 class Part:
@@ -69,7 +67,7 @@ class Part:
         if bound == 0:
             return 1.0
         bits = math.frexp(bound)[1] + self.numel.bit_length()
-        return 2.0 ** min(_ROOM - bits, 100)
+        return 2.0 ** min(SUM_BITS - bits, 100)
 
     def bound(self, memory: Memory) -> float:
         """A magnitude that neither the model, nor the base, nor their difference exceeds."""

@@ -27,7 +27,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -84,6 +84,8 @@ class Runner:
         self.kernel, self._device = kernel, device
         self.program: Program | None = None
         self.spent = 0.0
+        # A program runs once at a time: torch lets a second call wait while it holds Python's lock.
+        self._running = threading.Lock()
 
     @property
     def compiled(self) -> bool:
@@ -125,7 +127,8 @@ class Runner:
         """Run the kernel over one piece: all that it reads and writes, the tables last."""
         # A compiled program is made for any lengths but these two.
         if self.program is not None and min(tensors[0].shape) > 1:
-            self.program(tensors)
+            with self._running:
+                self.program(tensors)
             return
         began = time.perf_counter()
         with torch.no_grad():
@@ -263,13 +266,13 @@ def _told(problem: Exception) -> str:
     return str(problem)
 
 
-def named(kernel: AnyKernel) -> dict[str, object]:
+def _named(kernel: AnyKernel) -> dict[str, object]:
     """A kernel as plain values: its class's name and its fields."""
     return {"class": type(kernel).__name__, **asdict(kernel)}
 
 
 def _path(kernel: AnyKernel) -> Path:
-    text = json.dumps([named(kernel), _machine()], sort_keys=True)
+    text = json.dumps([_named(kernel), _machine()], sort_keys=True)
     return cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.pt2"
 
 
@@ -318,6 +321,7 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
+@cache
 def _compiled_in_process(kernel: AnyKernel) -> Program:
     def run(tensors: list[torch.Tensor]) -> None:
         kernel.run(tensors)
@@ -341,7 +345,7 @@ def _compile_in_process_of_its_own(kernel: AnyKernel, path: Path) -> None:
                 sys.executable,
                 "-m",
                 "evomerge.merging.compiling",
-                json.dumps(named(kernel)),
+                json.dumps(_named(kernel)),
                 str(partly),
             ],
             check=True,

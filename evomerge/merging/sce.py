@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from evomerge.merging.fusion import REMAINDER, Entry, Fusion, Goal
+from evomerge.merging.kernels import SUM_BITS
 from evomerge.merging.mixtures import Copied, Made, same
 from evomerge.merging.parts import flattened, largest, name_of
 from evomerge.merging.programs import Programs
@@ -25,8 +26,7 @@ from evomerge.recipe import TensorMerge
 
 _NO_SUM = 1e-6  # a smaller sum of mean squares weighs all models alike
 _FAR = (1 << 31) - 1
-_ROOM = 61  # bits of a sum of integers
-_LARGEST_SCALE = 120  # as a power of two: below float32's largest number
+_SCALES = -130, 120  # powers of two: from float32's largest differences on, and as it holds them
 _PRECISE = 28  # bits of a square, on average, that are summed at least
 
 
@@ -116,7 +116,8 @@ class _Models:
         """The two small tables of a pass, for a piece from element ``start`` on."""
         numbers = np.zeros(len(self.types[1]) + 2)
         numbers[len(numbers) - len(floats) :] = floats
-        ints = np.full(len(Entry), half, dtype=np.int32)
+        ints = np.zeros(len(Entry), dtype=np.int32)
+        ints[Entry.HALF] = half
         if within is not None:
             ints[Entry.LEAST] = within.bits
             ints[Entry.LAST] = min(max(within.last - start, -1), _FAR)
@@ -150,16 +151,17 @@ class _Models:
 
     def squares(self, within: Limit | None, bound: float) -> tuple[float, ...]:
         """Σδ² of each model over the chosen elements, none of which exceeds ``bound``."""
-        room = _ROOM - self.numel.bit_length()
+        room = SUM_BITS - self.numel.bit_length()
         scale = _scale(bound)
         while True:
             sums = self._sums(within, [2.0**scale, 2.0**room])
             # The chosen elements may be far smaller than others are.
-            # (A sum is below 0 where task vectors overflow, as then does the merge.)
+            # (A sum may be any number where task vectors overflow, as then does the merge.)
             units = max(sum(sums), 0) + self.numel
             most = math.ldexp(float(units), -room - REMAINDER - 2 * scale)
             finer = _scale(math.sqrt(most))
-            if sum(sums) >= self.numel << _PRECISE or finer <= scale:
+            precise = sum(sums) >= self.numel << _PRECISE
+            if precise or finer <= scale or _are_small([most], self.numel):
                 break
             scale = finer
         return tuple(math.ldexp(float(one), -room - REMAINDER - 2 * scale) for one in sums)
@@ -203,7 +205,8 @@ class _Merge:
 
 def _scale(bound: float) -> int:
     """The power of two that brings numbers of at most ``bound`` below 1."""
-    return min(-math.frexp(bound)[1], _LARGEST_SCALE)
+    least, most = _SCALES
+    return min(max(-math.frexp(bound)[1], least), most)
 
 
 def _weights(squares: Sequence[float], numel: int) -> list[float]:

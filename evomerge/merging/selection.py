@@ -1,4 +1,4 @@
-"""The largest of many numbers, found by counting: nothing is sorted, copied or kept.
+"""The largest of many numbers, found by counting: nothing is sorted, and next to nothing kept.
 
 Numbers are float32 and not negative; their bits, read as integers, are ordered as they are. Of
 equal numbers the first count as larger, so that every selection has exactly its size.

@@ -6,6 +6,7 @@ for one tensor at a time, and that one is merged then.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -148,8 +149,8 @@ class StageResult:
         self.vocabulary = engine.target.vocabulary
         self._outline: Mapping[str, torch.Tensor] = engine.outline(recipe)
         self._merged: Callable[[str], torch.Tensor] = engine.reader(recipe)
-        # The tensor that was asked for last: a recipe may use it as base and as model.
-        self._last: tuple[str, torch.Tensor] | None = None
+        # The tensor that a thread asked for last: a recipe may use it as base and as model.
+        self._last = threading.local()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -177,9 +178,11 @@ class StageResult:
         return self._outline[name].dtype
 
     def tensor(self, name: str) -> torch.Tensor:
-        if self._last is None or self._last[0] != name:
-            self._last = (name, self._merged(name))
-        return self._last[1]
+        if getattr(self._last, "name", None) != name:
+            self._last.name = self._last.tensor = None  # before there are two
+            self._last.tensor, self._last.name = self._merged(name), name
+        found: torch.Tensor = self._last.tensor
+        return found
 
     def held(self, name: str) -> torch.Tensor:
         return self.tensor(name)

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from evomerge.merging import merge, taskvectors
+from evomerge.merging import merge, selection, taskvectors
 from evomerge.merging.methods import merge_bounded
 from evomerge.merging.products import Fibres, products
 from evomerge.merging.taskvectors import Memory
@@ -373,7 +373,7 @@ def test_sce_weighs_small_changes_alike() -> None:
 
 
 @pytest.mark.parametrize("far", [1.0, 100.0, 1e4, 1e12])
-@pytest.mark.parametrize("size", [1.0, 1e-15])
+@pytest.mark.parametrize("size", [1.0, 0.01])
 def test_sce_weighs_by_what_is_selected_however_large_the_rest_is(far: float, size: float) -> None:
     """Where the models agree nothing varies and nothing is selected, be it as large as it may."""
     base = torch.zeros(2000)
@@ -385,8 +385,35 @@ def test_sce_weighs_by_what_is_selected_however_large_the_rest_is(far: float, si
     merged = merge(spec, base, tensors)
     right = expected(spec, base, tensors)
     assert int((merged[:1000] != 0).sum()) == 900
+    assert not torch.allclose(merged, merge(replace(spec, select_topk=1.0), base, tensors))
     assert not merged[1000:].any()
     right.check(merged)
+
+
+def test_sce_weighs_small_changes_beside_an_outlier() -> None:
+    """10⁸ times as large a square, in one model, takes nothing from the other models' weights."""
+    base, *tensors = models((1 << 18,), 3, 15, spread=0.0)
+    tensors = [base + x for x in models((1 << 18,), 3, 16)[1:]]
+    tensors[2] = base + (tensors[2] - base) * 0.1
+    tensors[0][1000:] = base[1000:]
+    tensors[0][7] = base[7] + 1e4
+    spec = spec_of("sce", (1.0,) * 3, select_topk=0.9)
+    expected(spec, base, tensors).check(merge(spec, base, tensors))
+
+
+@pytest.mark.parametrize("kept", [0, 40, 500])
+def test_sce_finds_the_last_of_many_equal_variances(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are more of them than are kept on the way, and in small pieces."""
+    random = torch.Generator().manual_seed(17)
+    base = torch.zeros(1500)
+    tensors = [torch.randint(-2, 3, (1500,), generator=random).float() for _ in range(2)]
+    monkeypatch.setattr(selection, "_KEPT", kept)
+    monkeypatch.setitem(taskvectors.TILES, "cpu", 64)
+    for share in (0.05, 0.3, 0.6, 0.95):
+        spec = spec_of("sce", (1.0, 1.0), select_topk=share)
+        expected(spec, base, tensors).check(merge(spec, base, tensors))
 
 
 def test_sce_leaves_zeros_their_signs_where_nothing_is_selected() -> None:
@@ -417,6 +444,39 @@ def test_what_is_certain_to_be_finite_is(
     assert torch.isfinite(merged).all() or not certain
     if size == 1:
         assert certain or merge_is_a_copy(merged, drawn)
+
+
+@pytest.mark.parametrize("large", [0, 1])
+@pytest.mark.parametrize("method", ["slerp", "nuslerp"])
+def test_any_input_may_be_the_one_that_is_large(method: str, large: int) -> None:
+    """Far beyond the ends of a line; and a memory that knows one's size knows no other's by it."""
+    (line,) = models((40, 50), 0, 18)
+    pair = [line, line.clone()]
+    pair[large] *= 6e3
+    if method == "slerp":
+        spec, base, tensors = spec_of(method, t=30.0), pair[0], pair[1:]
+    else:
+        spec, base, tensors = spec_of(method, (1.0, -0.97), base=False), None, pair
+    merged, certain = merge_bounded(spec, base, tensors, dtype=torch.float16, memory=Memory())
+    assert not torch.isfinite(merged).all()
+    assert not certain
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=NAMES)
+@pytest.mark.parametrize("size", [1e40, 1e180])
+def test_float64_models_may_be_too_large_for_the_arithmetic(spec: TensorMerge, size: float) -> None:
+    base, tensors = inputs(spec, [x.double() * size for x in models((9, 7), 3, 19)])
+    merged, certain = merge_bounded(spec, base, tensors, dtype=torch.float64, memory=Memory())
+    assert not torch.isfinite(merged).all()
+    assert not certain
+
+
+def test_a_factor_may_be_too_large_for_the_arithmetic() -> None:
+    base = models((9, 7), 0, 20)[0] * 1e-3
+    spec = spec_of("slerp", t=4e38)
+    merged, certain = merge_bounded(spec, base, [base * 2], memory=Memory())
+    assert not torch.isfinite(merged).all()
+    assert not certain
 
 
 def merge_is_a_copy(merged: torch.Tensor, drawn: Sequence[torch.Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -144,6 +145,7 @@ def test_a_device_runs_as_many_kernels_as_a_search_asks_for(
 ) -> None:
     """torch compiles one code object 8 times at most, and a search of methods asks for more."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    programs._compiled_in_process.cache_clear()
     types = list(product(("float32", "bfloat16", "float16"), repeat=2))
     for one, out in types:
         kernel: AnyKernel = Kernel("merge", (one,), one, out)
@@ -156,7 +158,25 @@ def test_a_device_runs_as_many_kernels_as_a_search_asks_for(
             run(tensors)
             kernel.run(plain)
             assert all(map(torch.equal, tensors, plain))
+        assert run is programs._compiled_in_process(kernel), "once for all engines"
     assert len(types) > 8
+    programs._compiled_in_process.cache_clear()
+
+
+def test_a_program_runs_once_at_a_time() -> None:
+    """A second call of torch's loader waits with Python's lock in its hand: both would for ever."""
+    runner, running, most = Runner(KERNEL, CPU), [], []
+
+    def program(tensors: list[torch.Tensor]) -> None:
+        running.append(1)
+        time.sleep(0.01)
+        most.append(len(running))
+        running.pop()
+
+    runner.program = program
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(runner.run_piece, [compiling.example(KERNEL, 8) for _ in range(6)]))
+    assert most == [1] * 6
 
 
 def test_without_a_compiler_the_merge_goes_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

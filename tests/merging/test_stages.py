@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ import yaml
 
 from evomerge.errors import RecipeError, TrialError
 from evomerge.merging import MergeEngine, StagedEngine, write_merge
+from evomerge.merging.stages import StageResult
 from evomerge.recipe import Recipe, read_recipes, write_recipes
+from evomerge.references import ModelReference
 from tests.merging.worlds import Family, llama, rewrite, run_mergekit, same_bits, stored
 
 
@@ -54,6 +58,31 @@ def test_merged_in_memory_is_written_stage_by_stage(
     ours = live_tensors(engine, recipes)
     same_bits(stored(tmp_path / "at once"), ours)
     same_bits(stored(tmp_path / "by hand"), ours)
+
+
+def test_threads_side_by_side_do_not_make_a_stage_merge_again(family: Family) -> None:
+    """A merge from disk asks for several tensors at once, each twice: as base and as model."""
+    made: list[str] = []
+
+    def merged(name: str) -> torch.Tensor:
+        made.append(name)
+        return torch.tensor(int(name))
+
+    engine = SimpleNamespace(
+        like=None,
+        layers=lambda recipe: None,
+        target=SimpleNamespace(vocabulary=None),
+        outline=lambda recipe: {},
+        reader=lambda recipe: merged,
+    )
+    reference = ModelReference("stage")
+    result = StageResult(reference, cast(MergeEngine, engine), staged(family)[0])
+    with ThreadPoolExecutor(1) as other:
+        assert int(result.tensor("1")) == 1
+        assert int(other.submit(result.tensor, "2").result()) == 2
+        assert int(result.tensor("1")) == 1
+        assert int(other.submit(result.tensor, "2").result()) == 2
+    assert made == ["1", "2"]
 
 
 def test_a_merge_leaves_no_trace_in_the_next(family: Family, engine: StagedEngine) -> None:
