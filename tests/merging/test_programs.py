@@ -99,6 +99,8 @@ def test_compiled_and_not_the_bits_are_the_same(
     # The last: rows that each have a factor, and some of which stay.
     asked.add(MIXTURE)
     assert {type(kernel) for kernel in asked} == {Kernel, Mixture, Fusion}
+    # As the one that selects, but for the selection; compiling each takes its time.
+    asked -= {one for one in asked if isinstance(one, Fusion) and _is_plain(one)}
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(programs.compile_into_cache, asked))
     monkeypatch.setenv("EVOMERGE_COMPILE", "auto")
@@ -116,6 +118,10 @@ def test_compiled_and_not_the_bits_are_the_same(
         assert torch.equal(bits(given[4]), bits(expected_of[4]))
         assert torch.equal(given[4][::2], given[3][::2])
         assert not torch.equal(given[4][1::2], given[3][1::2]) or rows == 1
+
+
+def _is_plain(kernel: Fusion) -> bool:
+    return kernel.goal == "squares" and not kernel.selects
 
 
 MIXTURE = Mixture(("float32",) * 3, "float32", "rows", rest=True, still="float32")
