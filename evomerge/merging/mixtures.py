@@ -76,7 +76,7 @@ class Mixture:
     rest: bool = False
     still: str | None = None
 
-    eager: ClassVar[float] = 0.5e-9
+    eager: ClassVar[float] = 0.3e-9
     compares: ClassVar[bool] = False
 
     @property
