@@ -68,11 +68,11 @@ class Fusion:
         base = tensors[0].to(torch.float32)
         deltas = [tensor.to(torch.float32) - base for tensor in tensors[1 : models + 1]]
         if self.goal == "variances":
-            bits = variance_bits(deltas)
+            bits = _variance_bits(deltas)
             outs[0].copy_(bits)
             outs[1].copy_((bits >> 16) == ints[Entry.HALF])
             return
-        keep = among(variance_bits(deltas), ints) if self.selects else None
+        keep = _among(_variance_bits(deltas), ints) if self.selects else None
         if self.goal == "squares":
             outs[0].copy_(torch.stack(_squares(_only(deltas, keep), floats[-2], floats[-1])))
             return
@@ -80,7 +80,7 @@ class Fusion:
         outs[0].copy_(made.to(outs[0].dtype))
 
 
-def variance_bits(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+def _variance_bits(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     """The models' variance at each element (of the population): a float32's bits, as int32.
 
     From the differences to the first model, of which the largest is no larger than the spread:
@@ -96,7 +96,7 @@ def variance_bits(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     return (spread / len(deltas)).view(torch.int32) & _NO_SIGN
 
 
-def among(bits: torch.Tensor, ints: torch.Tensor) -> torch.Tensor:
+def _among(bits: torch.Tensor, ints: torch.Tensor) -> torch.Tensor:
     """Whether an element's variance is among the largest; booleans.
 
     Args:

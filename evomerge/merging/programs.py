@@ -178,7 +178,7 @@ class Programs:
 
     def _make(self, kernel: AnyKernel, spent: float) -> Program | None:
         if self._device.type != "cpu":
-            return None if kernel.compares else _compiled_in_process(kernel)
+            return None if kernel.compares else _compiled_in_process(kernel, self._device)
         if _mode() == "never":
             return None
         try:
@@ -322,11 +322,14 @@ def _is_sound(path: Path) -> bool:
 
 
 @cache
-def _compiled_in_process(kernel: AnyKernel) -> Program:
+def _compiled_in_process(kernel: AnyKernel, device: torch.device) -> Program:
+    """A kernel compiled for one device, once for all engines of this process."""
+
     def run(tensors: list[torch.Tensor]) -> None:
         kernel.run(tensors)
 
-    # torch compiles the same code object 8 times at most, whatever it is a closure of.
+    # torch compiles the same code object 8 times at most, whatever it is a closure of: for each
+    # kind of shapes, and for each device.
     run.__code__ = run.__code__.replace(co_name=f"{type(kernel).__name__}_{next(_NUMBERS)}")
     program = torch.compile(run, dynamic=True, fullgraph=True)
 

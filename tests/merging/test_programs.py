@@ -157,14 +157,14 @@ def test_a_device_runs_as_many_kernels_as_a_search_asks_for(
         kernel: AnyKernel = Kernel("merge", (one,), one, out)
         if kind is Mixture:
             kernel = Mixture((one, one), out, "whole")
-        run = programs._compiled_in_process(kernel)
+        run = programs._compiled_in_process(kernel, CPU)
         for length in (4096, 3000, 1):
             tensors = [tensor + 1 for tensor in compiling.example(kernel, length)]
             plain = [tensor.clone() for tensor in tensors]
             run(tensors)
             kernel.run(plain)
             assert all(map(torch.equal, tensors, plain))
-        assert run is programs._compiled_in_process(kernel), "once for all engines"
+        assert run is programs._compiled_in_process(kernel, CPU), "once for all engines"
     assert len(types) > 8
     programs._compiled_in_process.cache_clear()
 
